@@ -1,0 +1,233 @@
+"""The command line: one command per verb. Each loads a recipe, calls one function, prints one record.
+
+stdout carries results, stderr what a person watches. Exit codes: 0 done, whatever the verdict; 1 a defect
+of ours; 2 the user's mistake; 3 `--require-pass` and no PASS; 4 a rule stopped the run; 130 Ctrl-C; 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luthier import __version__, interrupts
+from luthier.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.lifecycle import Run
+    from luthier.progress import Reporter
+
+app = typer.Typer(
+    name="luthier", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Fine-tunes language models and proves what the fine-tuning did.",
+)
+
+Target = Annotated[str, typer.Argument(help="A recipe.yaml, a data file or folder, or a run's folder.", metavar="RECIPE_OR_DATA")]
+RunName = Annotated[str, typer.Argument(help="A run: its folder, its name, or the start of its name.", metavar="RUN")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: train.epochs=1", metavar="SETTING=VALUE")]
+MaxMinutes = Annotated[float | None, typer.Option(help="Stop training within this time (train.max_minutes).")]
+Workspace = Annotated[Path, typer.Option(help="Where runs lie.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+Quietly = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result.")]
+RUNS = Path("runs")
+
+
+def main() -> None:
+    """Run the command and exit with its code; a person's mistake never shows a traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    interrupts.install()
+    try:
+        app(standalone_mode=False)
+    except LuthierError as error:
+        _fail(str(error), error.exit_code, [_problem(p) for p in error.problems])
+    except interrupts.Interrupted as signal:
+        _fail(f"Stopped by {signal}. What was finished is kept; the same command goes on from there.", signal.exit_code)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's: wrong usage of the command line
+            _fail(f"LU-U000 {error.format_message()}", 2)
+        if "LUTHIER_DEBUG" in os.environ:
+            raise
+        import traceback
+
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        _fail(
+            f"LU-X000 a defect of Luthier: {type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})\n"
+            "    -> LUTHIER_DEBUG=1 shows the traceback; please report it", 1,
+        )
+
+
+def _fail(text: str, code: int, problems: list[dict[str, str]] | None = None) -> None:
+    print(text, file=sys.stderr)
+    if "--json" in sys.argv:
+        print(json.dumps({"error": text, "problems": problems or [], "exit_code": code}))
+    sys.exit(code)
+
+
+def _problem(problem: Any) -> dict[str, str]:
+    return {k: getattr(problem, k) for k in ("code", "where", "found", "advice")}
+
+
+def _reporter(quiet: bool) -> Reporter:
+    from luthier.progress import Bars, Lines, Quiet
+
+    if quiet:
+        return Quiet()
+    return Bars() if sys.stderr.isatty() else Lines(lambda text: print(text, file=sys.stderr, flush=True))
+
+
+def _minutes(settings: list[str] | None, max_minutes: float | None) -> tuple[str, ...]:
+    return (*(settings or ()), *([f"train.max_minutes={max_minutes}"] if max_minutes is not None else []))
+
+
+# -- the verbs of a run ----------------------------------------------------------------------------------
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new folder.")] = Path("shop-assistant"),
+) -> None:
+    """Write a commented recipe with sample data to start from."""
+    from luthier.starter import write_starter
+
+    for path in write_starter(folder):
+        print(path)
+    print(f"\nnow: luthier run {folder / 'recipe.yaml'}")
+
+
+@app.command()
+def check(
+    target: Target, settings: Set = None, rows: Annotated[int, typer.Option(help="Rows whose loss mask is shown.")] = 3,
+    show_mask: Annotated[bool, typer.Option("--show-mask/--no-mask", help="Show which tokens are learned.")] = True,
+    as_json: Json = False, quiet: Quietly = False,
+) -> None:
+    """Load everything, audit the data, show the loss mask; train nothing."""
+    import tempfile
+
+    from luthier import lifecycle, show
+
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch)
+        recipe, audit = lifecycle.check(target, overrides=tuple(settings or ()), out=out, report=_reporter(quiet or as_json))
+        if not as_json:
+            show.audit(audit)
+            show.plan(recipe, audit)
+            if show_mask:
+                show.masks(recipe, out, rows)
+    if as_json:
+        print(json.dumps({"audit": audit.model_dump(mode="json"), "steps": show.n_steps(recipe, audit)}))
+
+
+def _until(stage: str, doc: str) -> None:
+    """Add the verb that works up to and including `stage`."""
+
+    def verb(
+        target: Target, settings: Set = None, max_minutes: MaxMinutes = None, workspace: Workspace = RUNS,
+        as_json: Json = False, quiet: Quietly = False,
+    ) -> None:
+        from luthier import lifecycle
+
+        run = lifecycle.run(
+            target, overrides=_minutes(settings, max_minutes), workspace=workspace, until=stage, report=_reporter(quiet)  # type: ignore[arg-type]
+        )
+        print(json.dumps({"run": str(run.folder), "stage": stage}) if as_json else f"{stage}: {run.folder / stage}")
+
+    app.command(name=stage, help=doc)(verb)
+
+
+_until("prepare", "Read, audit, clean and split the data.")
+_until("train", "Prepare, then train the model.")
+_until("evaluate", "Prepare and train, then compare the model with its base.")
+
+
+def _finished(
+    target: str, settings: list[str] | None, max_minutes: float | None, workspace: Path, require_pass: bool, as_json: bool, quiet: bool
+) -> None:
+    from luthier import lifecycle, show
+
+    run = lifecycle.run(target, overrides=_minutes(settings, max_minutes), workspace=workspace, report=_reporter(quiet))
+    _print_run(run) if as_json else show.verdict(run)
+    if require_pass and (run.verdict is None or run.verdict.outcome != "PASS"):
+        raise typer.Exit(3)
+
+
+def _print_run(run: Run) -> None:
+    assert run.verdict is not None
+    print(json.dumps({"run": str(run.folder), "verdict": run.verdict.outcome, "report": str(run.report)}))
+
+
+RequirePass = Annotated[bool, typer.Option("--require-pass", help="Exit with 3 unless the verdict is PASS.")]
+
+
+@app.command()
+def release(
+    target: Target, settings: Set = None, max_minutes: MaxMinutes = None, workspace: Workspace = RUNS,
+    require_pass: RequirePass = False, as_json: Json = False, quiet: Quietly = False,
+) -> None:
+    """Everything up to the verdict, the report, the model card and the exported model."""
+    _finished(target, settings, max_minutes, workspace, require_pass, as_json, quiet)
+
+
+@app.command()
+def run(
+    target: Target, settings: Set = None, max_minutes: MaxMinutes = None, workspace: Workspace = RUNS,
+    require_pass: RequirePass = False, as_json: Json = False, quiet: Quietly = False,
+) -> None:
+    """All of it: data in, verdict out. Goes on where an earlier run stopped."""
+    _finished(target, settings, max_minutes, workspace, require_pass, as_json, quiet)
+
+
+# -- looking at runs -------------------------------------------------------------------------------------
+
+
+@app.command()
+def compare(first: RunName, second: RunName, workspace: Workspace = RUNS, as_json: Json = False) -> None:
+    """Compare the tuned models of two runs on the test conversations that they share."""
+    from luthier import lifecycle, show
+    from luthier.store import find_run
+
+    report = lifecycle.compare(find_run(first, workspace), find_run(second, workspace))
+    print(report.model_dump_json(exclude={"samples"})) if as_json else show.comparison(report)
+
+
+@app.command()
+def chat(
+    name: RunName, workspace: Workspace = RUNS,
+    base: Annotated[bool, typer.Option("--base", help="Talk to the base model instead.")] = False,
+    say: Annotated[list[str] | None, typer.Option(help="Say this and print the answer; may be repeated.")] = None,
+) -> None:
+    """Talk to the model of a run."""
+    from luthier import lifecycle, show
+    from luthier.store import find_run
+
+    show.chat(lifecycle.talk(find_run(name, workspace), base=base), say)
+
+
+@app.command()
+def runs(workspace: Workspace = RUNS, as_json: Json = False) -> None:
+    """List the runs of a workspace."""
+    from luthier import lifecycle, show
+
+    show.runs(lifecycle.list_runs(workspace), as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show machine, devices and versions, and what is missing."""
+    from luthier import show
+
+    show.doctor(as_json)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit

@@ -1,0 +1,208 @@
+"""Conversation -> token ids and loss mask, for any chat template.
+
+Promises:
+- For text without control strings the ids equal `apply_chat_template(..., tokenize=True)` exactly.
+- A control string inside a message is text, never a token: all added tokens in what users, systems and
+  tools say; the special ones in what the assistant says (a `<think>` there is meant).
+- What is learned runs from the end of the generation prompt to the token that ends the turn, inclusive.
+- Nothing is cut: what is too long is an error of its row.
+
+How control strings are kept apart: a second copy of the tokenizer knows each added token under a private
+name. The template's own tokens are renamed after rendering, those of the content are not, so one ordinary
+tokenisation of the whole text gives both (piecewise tokenisation would change merges at the seams).
+This module knows nothing of batches or models.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from luthier.conversation import Conversation, Message
+from luthier.errors import DataError, ModelError, printable
+
+# Private-use code points: absent from real text; a row that holds them is refused (LU-D052).
+GUARD, OPEN, CLOSE = "\uf8f0", "\uf8f1", "\uf8f2"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    ids: list[int]  # (T,)
+    learn: list[bool]  # (T,) whether the loss counts this token as a target
+    id: str
+    source: str
+
+    @property
+    def n_learned(self) -> int:
+        """Learned tokens that have a predecessor to predict them."""
+        return sum(self.learn[1:])
+
+
+class Encoder:
+    """Encodes conversations, and prompts for generation, with one tokenizer.
+
+    Raises ModelError LU-M020 where the tokenizer has no fast backend.
+    """
+
+    def __init__(self, tokenizer: Any, max_tokens: int | None = None) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ModelError.of("LU-M020", type(tokenizer).__name__, "is not a fast tokenizer", "use a base model with a tokenizer.json")
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        added = {str(token): (id_, token.special) for id_, token in tokenizer.added_tokens_decoder.items() if str(token)}
+        self._special = {name for name, (_, special) in added.items() if special}
+        self._all = set(added)
+        self._private = {name: f"{OPEN}{i}{CLOSE}" for i, name in enumerate(added)}
+        self._added_pattern = _any_of(self._all)
+        self._added_or_guard = _any_of({*self._all, GUARD})
+        self._twin, self._to_real = _twin(backend, self._private, {n: id_ for n, (id_, _) in added.items()})
+
+    def __call__(self, conversation: Conversation) -> Encoded:
+        """Raises DataError with one of LU-D046, LU-D047, LU-D050, LU-D052, LU-D054, LU-D055."""
+        fail = partial(DataError.of, where=conversation.source)
+        if any(c in m.content for m in conversation.messages for c in (GUARD, OPEN, CLOSE)):
+            raise fail("LU-D052", found="holds the private-use characters U+F8F0 to U+F8F2", advice="remove them")
+        if conversation.messages[0].role == "text":
+            ids, learn = self._plain_text(conversation.answer)
+        else:
+            text, learned = self._render_with_mask(conversation, fail)
+            ids, learn = self._tokenise(text, learned)
+        encoded = Encoded(ids, learn, conversation.id, conversation.source)
+        if self.max_tokens and len(ids) > self.max_tokens:
+            raise fail("LU-D046", found=f"is {len(ids)} tokens long, over the limit of {self.max_tokens}", advice="raise data.max_tokens or shorten the row; nothing is cut")
+        if encoded.n_learned == 0:
+            raise fail("LU-D047", found="has no token to learn", advice="no assistant message is learned, or the answer is empty")
+        return encoded
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids (T,) after which the model writes the assistant's next message."""
+        text = self._render(self._guarded(messages), True, partial(DataError.of, where="prompt"))
+        return self._tokenise(text, [False] * len(text))[0]
+
+    # -- rendering -------------------------------------------------------------------------------------
+
+    def _render_with_mask(self, conversation: Conversation, fail: Callable[..., DataError]) -> tuple[str, list[bool]]:
+        """The guarded rendering and, per character, whether it is learned."""
+        messages = self._guarded(conversation.messages)
+        text = self._render(messages, False, fail)
+        self._check_turns(messages, text, fail)
+        learned = [False] * len(text)
+        for i, message in enumerate(conversation.messages):
+            if message.learned:
+                start, stop = self._span(messages, i, text, fail)
+                learned[start:stop] = [True] * (stop - start)
+        return text, learned
+
+    def _guarded(self, messages: Sequence[Message]) -> list[dict[str, str]]:
+        return [
+            {"role": m.role, "content": _guard(m.content, self._special if m.role == "assistant" else self._all)}
+            for m in messages
+        ]
+
+    def _render(self, messages: list[dict[str, str]], generation_prompt: bool, fail: Callable[..., DataError]) -> str:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise fail("LU-D054", found="the base model's tokenizer has no chat template", advice="use an instruction-tuned base, or data with a `text` column")
+        try:
+            rendered: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+        except Exception as error:  # a template may raise anything
+            raise fail("LU-D054", found=f"the chat template refuses this conversation: {printable(str(error))}") from None
+        return rendered
+
+    def _check_turns(self, messages: list[dict[str, str]], text: str, fail: Callable[..., DataError]) -> None:
+        """Every message must stand in the rendering, in order."""
+        place = 0
+        for i, message in enumerate(messages):
+            found = text.find(message["content"].strip(), place)
+            if found < 0:
+                raise fail("LU-D055", found=f"the chat template drops or rewrites message {i} ({message['role']})", advice="use a base whose template takes this role")
+            place = found + len(message["content"].strip())
+
+    def _span(self, messages: list[dict[str, str]], i: int, text: str, fail: Callable[..., DataError]) -> tuple[int, int]:
+        """Where message i and the token that ends its turn stand in the rendering."""
+        start = None
+        if messages[i]["role"] == "assistant":
+            before = self._render(messages[:i], True, fail) if i else ""
+            start = len(before) if before and text.startswith(before) else None
+        if start is None:
+            # The template rewrites what came before (thinking removed from earlier turns, say): put a
+            # stand-in where the content was and see where it lands.
+            stand_in = f"{OPEN}here{CLOSE}"
+            other = self._render([*messages[:i], {**messages[i], "content": stand_in}, *messages[i + 1 :]], False, fail)
+            start = other.find(stand_in)
+            if start < 0 or not text.startswith(other[:start]):
+                raise fail("LU-D055", found=f"cannot tell where the chat template puts message {i}", advice="use a base with a simpler template")
+        body = messages[i]["content"].strip()
+        content_stop = text.index(body, start) + len(body)
+        end = next((m.end() for m in self._added_pattern.finditer(text, content_stop) if m.group() in self._special), None)
+        if end is None:
+            raise fail("LU-D050", found="the chat template ends the assistant's turn with no special token", advice="the model would never learn to stop; use a base with a chat template that ends turns")
+        return start, end
+
+    # -- tokens ----------------------------------------------------------------------------------------
+
+    def _tokenise(self, text: str, learned: list[bool]) -> tuple[list[int], list[bool]]:
+        """Ids (T,) and mask (T,) of a guarded rendering; the template's tokens become tokens, nothing else."""
+        parts: list[str] = []
+        mask: list[bool] = []
+
+        def add(piece: str, flags: list[bool]) -> None:
+            parts.append(piece)
+            mask.extend(flags)
+
+        at = 0
+        for match in self._added_or_guard.finditer(text):
+            add(text[at : match.start()], learned[at : match.start()])
+            if match.group() != GUARD:
+                name = self._private[match.group()]
+                add(name, [learned[match.start()]] * len(name))
+            at = match.end()
+        add(text[at:], learned[at:])
+        encoding = self._twin.encode("".join(parts), add_special_tokens=False)
+        ids = [self._to_real.get(id_, id_) for id_ in encoding.ids]
+        learn = [any(mask[start:stop]) for start, stop in encoding.offsets]
+        return ids, learn
+
+    def _plain_text(self, text: str) -> tuple[list[int], list[bool]]:
+        """Text for self-supervised learning: opening tokens as the tokenizer adds them, text, end token."""
+        encoding = self._twin.encode(text, add_special_tokens=False)
+        opening = [id_ for id_ in self.tokenizer("")["input_ids"] if id_ != self.tokenizer.eos_token_id]
+        ids = [*opening, *encoding.ids, self.tokenizer.eos_token_id]
+        return ids, [False] * len(opening) + [True] * (len(encoding.ids) + 1)
+
+
+def _any_of(words: set[str]) -> re.Pattern[str]:
+    """Longest first: `<think>` must not hide `<think>x`."""
+    return re.compile("|".join(map(re.escape, sorted(words, key=lambda w: (-len(w), w)))) or r"(?!)")
+
+
+def _guard(content: str, control: set[str]) -> str:
+    """Break every control string inside `content`, and every beginning or end of one at its edges.
+
+    A template that joins `<|im_` from one message with `end|>` from its own text would make a token.
+    """
+    if not control:
+        return content
+    content = _any_of(control).sub(lambda m: m.group()[0] + GUARD + m.group()[1:], content)
+    body = content.strip()
+    if any(body.endswith(word[:n]) for word in control for n in range(1, len(word))):
+        content = content.replace(body, body + GUARD, 1)
+    if any(body.startswith(word[-n:]) for word in control for n in range(1, len(word))):
+        content = content.replace(body, GUARD + body, 1)
+    return content
+
+
+def _twin(backend: Any, private: dict[str, str], ids: dict[str, int]) -> tuple[Any, dict[int, int]]:
+    """A copy of the tokenizer that knows its added tokens by private names only, and twin id -> real id."""
+    from tokenizers import Tokenizer
+
+    settings = json.loads(backend.to_str())
+    for token in settings["added_tokens"]:
+        token["content"] = private.get(token["content"], token["content"])
+    settings["post_processor"] = None  # ours is text without BOS; also, ByteLevel would trim the offsets
+    settings["truncation"] = settings["padding"] = None
+    twin = Tokenizer.from_str(json.dumps(settings))
+    return twin, {twin.token_to_id(alias): ids[name] for name, alias in private.items()}

@@ -1,0 +1,321 @@
+"""Two models' answers to the same items, metric by metric: the whole, the slices, and what the release rules ask.
+
+The resampling is `stats.py`'s; here each metric reads each answer once, and every slice reuses what was read.
+Knows nothing of models: it gets `Sample`s. Nothing is left out silently: what is too small to compare is in the
+report's notes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from luthier import stats
+from luthier.errors import Problem, UserError, did_you_mean, printable
+from luthier.evaluate.metrics import perplexity
+from luthier.metric import Floats, Metric, Sample
+from luthier.recipe import Recipe, Rule
+from luthier.records import Comparison, EvalReport, Judged, Task
+
+MIN_SLICE_SAMPLES = 5
+"""Fewer are reported, not compared."""
+MISSING = "(none)"
+GENERAL = "general_perplexity"
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one model made of the held-out items, and of the general probe's documents."""
+
+    name: str
+    samples: Sequence[Sample]
+    general: Sequence[Sample] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A metric that has read its samples: a `Metric` whose statistics are looked up."""
+
+    name: str
+    metric: Metric
+    tuned: Sequence[Sample]
+    baseline: Sequence[Sample]
+    known: Mapping[int, Sequence[float] | None]
+    """By the identity of the sample: one item has one sample of each model."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.metric.higher_is_better
+
+    def stats(self, sample: Sample) -> Sequence[float] | None:
+        return self.known[id(sample)]
+
+    def combine(self, sums: Floats) -> Floats:
+        return self.metric.combine(sums)
+
+    def n_usable(self, rows: Sequence[int]) -> int:
+        """How many samples a comparison would rest on; 0 where they define no value: F1 of a label not among them."""
+        both = ((self.stats(self.tuned[i]), self.stats(self.baseline[i])) for i in rows)
+        usable = [pair for pair in both if None not in pair]
+        if not usable:
+            return 0
+        with np.errstate(all="ignore"):
+            values = self.combine(np.array(usable, dtype=np.float64).sum(axis=0))  # (n, 2, k) -> (2,)
+        return len(usable) if np.isfinite(values).all() else 0
+
+    def compare(self, rows: Sequence[int], recipe: Recipe) -> Comparison:
+        tuned, baseline = [self.tuned[i] for i in rows], [self.baseline[i] for i in rows]
+        return stats.compare(self, tuned, baseline, confidence=recipe.evaluate.confidence)
+
+    def alone(self, samples: Sequence[Sample]) -> list[float | None]:
+        """The value of each sample by itself; None where the metric does not apply or has none."""
+        values: list[float | None] = [None] * len(samples)
+        rows = [i for i, sample in enumerate(samples) if self.stats(sample) is not None]
+        if rows:
+            sums = np.array([self.stats(samples[i]) for i in rows], dtype=np.float64)  # (n, k)
+            with np.errstate(all="ignore"):
+                found = self.combine(sums)  # (n,)
+            for i, value in zip(rows, found, strict=True):
+                values[i] = float(value) if np.isfinite(value) else None
+        return values
+
+
+def compare_models(
+    tuned: Answers, baseline: Answers, *, metrics: Sequence[Metric], recipe: Recipe, task: Task
+) -> EvalReport:
+    """The report of `tuned` against `baseline`, whose samples are the same items in the same order.
+
+    `general` samples, where given, are measured as `general_perplexity`, clustered by document.
+    Raises UserError: LU-E006 a reference that is no label, LU-E007 a rule's place that holds no sample to judge by,
+    LU-E008 a rule on a metric that is not measured, LU-E009 two metrics of one name; and what a plug-in does wrong.
+    """
+    _check_names(metrics)
+    check_rules(recipe.release.rules, [m.name for m in metrics], [s.tags for s in tuned.samples])
+    notes: list[str] = []
+    known = [_read(metric.name, metric, tuned.samples, baseline.samples, notes) for metric in metrics]
+    everywhere = [*known]
+    if tuned.general:
+        everywhere.append(_read(GENERAL, perplexity(), tuned.general, baseline.general, notes))
+    applied = {m.name: m for m in everywhere if _applies(m, notes)}
+    report = EvalReport(
+        model=tuned.name,
+        baseline=baseline.name,
+        task=task,
+        confidence=recipe.evaluate.confidence,
+        n=len(tuned.samples),
+        n_clusters=len({s.cluster for s in tuned.samples}),
+        cluster_by=recipe.evaluate.cluster_by or "family",
+        metrics={name: m.compare(range(len(m.tuned)), recipe) for name, m in applied.items()},
+        slices=_slices([m for m in known if m.name in applied], tuned.samples, recipe, notes),
+        rule_comparisons=_rule_comparisons(applied, recipe, notes),
+        samples=_judged(known, tuned.samples, baseline.samples),
+        notes=tuple(notes),
+    )
+    for rule in recipe.release.rules:
+        comparisons_for(rule, report)  # raises where a rule has nothing to be judged by
+    return report
+
+
+def comparisons_for(rule: Rule, report: EvalReport) -> dict[str, Comparison]:
+    """What `rule` is judged by: place -> comparison, each of which must hold.
+
+    The place is "" for all samples, else "kind=unseen_fact" (`where`) or "topic=returns" (`in_slices`), or
+    "kind=unseen_fact; topic=returns" for both.
+    Raises UserError LU-E007, LU-E008 where the report has nothing to judge the rule by.
+    """
+    if rule.metric not in report.metrics:
+        missing = f"no comparison of '{rule.metric}': not measured, or it applies to no sample"
+        raise UserError.of("LU-E008", "release.rules", missing, did_you_mean(rule.metric, report.metrics))
+    if not rule.where and not rule.in_slices:
+        return {"": report.metrics[rule.metric]}
+    where = _place(rule.where)
+    if not rule.in_slices:
+        asked = {where: {p: c for p, c in _of_rules(rule.metric, report) if p == where}}
+    elif rule.where:
+        starts = [f"{_join(where, name)}=" for name in rule.in_slices]
+        asked = {start: {p: c for p, c in _of_rules(rule.metric, report) if p.startswith(start)} for start in starts}
+    else:
+        asked = {f"{name}=": dict(_of_slice(rule.metric, name, report)) for name in rule.in_slices}
+    found: dict[str, Comparison] = {}
+    for place, comparisons in asked.items():
+        if not comparisons:
+            raise _nothing_in(rule, place)
+        found |= comparisons
+    return found
+
+
+def check_rules(rules: Sequence[Rule], measured: Sequence[str], tags: Sequence[Mapping[str, Any]]) -> None:
+    """Whether every rule will find its metric and its samples: all that can be known before a model has run.
+
+    `tags` are those of the held-out items. Raises UserError LU-E007, LU-E008 with all problems.
+    """
+    problems = []
+    for i, rule in enumerate(rules):
+        at = f"release.rules.{i}"
+        if rule.metric not in (*measured, GENERAL):
+            advice = did_you_mean(rule.metric, [*measured, GENERAL])
+            problems.append(Problem("LU-E008", at, f"no metric measures '{rule.metric}'", advice))
+        elif rule.metric == GENERAL and (rule.in_slices or rule.where):
+            found = f"{GENERAL} is measured on the general probe, which has no slices of the held-out items"
+            problems.append(Problem("LU-E007", at, found, "leave out `in_slices` and `where`"))
+        elif rule.where and not any(_matches(t, rule.where) for t in tags):
+            seen = {tag_text(t.get(key)) for key in rule.where for t in tags}
+            advice = f"values there are: {printable(', '.join(sorted(seen)), 200)}"
+            problems.append(Problem("LU-E007", at, f"no held-out item has {_place(rule.where)}", advice))
+    if problems:
+        raise UserError(*problems)
+
+
+def tag_text(value: Any) -> str:
+    """A tag as slices and rules name it: text as it is, anything else as JSON, a missing one as "(none)"."""
+    if value is None:
+        return MISSING
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+
+
+# -- reading ------------------------------------------------------------------------------------------------------
+
+
+def _check_names(metrics: Sequence[Metric]) -> None:
+    names = [m.name for m in metrics]
+    if twice := sorted({name for name in (*names, GENERAL) if (*names, GENERAL).count(name) > 1}):
+        raise UserError.of("LU-E009", "evaluate.metrics", f"two metrics are called {', '.join(twice)}")
+
+
+def _read(name: str, metric: Metric, tuned: Sequence[Sample], baseline: Sequence[Sample], notes: list[str]) -> _Known:
+    assert [s.id for s in tuned] == [s.id for s in baseline], "both models answer the same items in the same order"
+    known = {id(sample): metric.stats(sample) for sample in (*tuned, *baseline)}
+    widths = {len(values) for values in known.values() if values is not None}
+    if len(widths) > 1:
+        found = f"gave {min(widths)} statistics for one sample and {max(widths)} for another"
+        raise UserError.of("LU-E005", f"metric '{name}'", found)
+    one_sided = sum((known[id(t)] is None) != (known[id(b)] is None) for t, b in zip(tuned, baseline, strict=True))
+    if one_sided:
+        notes.append(f"{name} applies to only one of the two answers of {one_sided} samples, which it leaves out")
+    return _Known(name, metric, tuned, baseline, known)
+
+
+def _applies(metric: _Known, notes: list[str]) -> bool:
+    if metric.n_usable(range(len(metric.tuned))):
+        return True
+    notes.append(f"{metric.name} is not reported: it applies to no sample, or has no value on these")
+    return False
+
+
+def _judged(metrics: Sequence[_Known], tuned: Sequence[Sample], baseline: Sequence[Sample]) -> tuple[Judged, ...]:
+    scores = {m.name: list(zip(m.alone(baseline), m.alone(tuned), strict=True)) for m in metrics}
+    return tuple(
+        Judged(
+            id=ours.id,
+            prompt=ours.prompt,
+            reference=ours.reference,
+            baseline=theirs.answer,
+            tuned=ours.answer,
+            tags=dict(ours.tags),
+            scores={name: pairs[i] for name, pairs in scores.items()},
+        )
+        for i, (ours, theirs) in enumerate(zip(tuned, baseline, strict=True))
+    )
+
+
+# -- places -------------------------------------------------------------------------------------------------------
+
+
+def _by_value(samples: Sequence[Sample], tag: str, rows: Sequence[int]) -> dict[str, list[int]]:
+    """Tag value -> the rows that have it, in the values' order."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for i in rows:
+        found[tag_text(samples[i].tags.get(tag))].append(i)
+    return dict(sorted(found.items()))
+
+
+def _slices(
+    metrics: Sequence[_Known], samples: Sequence[Sample], recipe: Recipe, notes: list[str]
+) -> dict[str, dict[str, dict[str, Comparison]]]:
+    """Slice -> value -> metric -> comparison."""
+    return {
+        name: _compare_values(metrics, _by_value(samples, name, range(len(samples))), name, recipe, notes)
+        for name in recipe.data.slices
+    }
+
+
+def _compare_values(
+    metrics: Sequence[_Known], values: Mapping[str, Sequence[int]], name: str, recipe: Recipe, notes: list[str]
+) -> dict[str, dict[str, Comparison]]:
+    small = {value: len(rows) for value, rows in values.items() if len(rows) < MIN_SLICE_SAMPLES}
+    found: dict[str, dict[str, Comparison]] = {value: {} for value in values if value not in small}
+    if small:
+        notes.append(f"not compared, under {MIN_SLICE_SAMPLES} samples: {_listed(name, small)}")
+    for metric in metrics:
+        few: dict[str, int] = {}
+        for value, compared in found.items():
+            n = metric.n_usable(values[value])
+            if n < MIN_SLICE_SAMPLES:
+                few[value] = n
+            else:
+                compared[metric.name] = metric.compare(values[value], recipe)
+        if few:
+            what = f"{metric.name} not compared, has a value on under {MIN_SLICE_SAMPLES} samples"
+            notes.append(f"{what}: {_listed(name, few)}")
+    return found
+
+
+def _rule_comparisons(metrics: Mapping[str, _Known], recipe: Recipe, notes: list[str]) -> dict[str, Comparison]:
+    """'metric|place' -> comparison, for the rules with a `where`."""
+    found: dict[str, Comparison] = {}
+    for rule in recipe.release.rules:
+        metric = metrics.get(rule.metric)
+        if not rule.where or metric is None:
+            continue
+        where = _place(rule.where)
+        rows = [i for i, sample in enumerate(metric.tuned) if _matches(sample.tags, rule.where)]
+        if not metric.n_usable(rows):
+            raise _nothing_in(rule, where)
+        if not rule.in_slices:
+            found[f"{metric.name}|{where}"] = metric.compare(rows, recipe)
+        for name in rule.in_slices:
+            values = _by_value(metric.tuned, name, rows)
+            compared = _compare_values([metric], values, _join(where, name), recipe, notes)
+            found |= {f"{metric.name}|{_join(where, name)}={v}": of[metric.name] for v, of in compared.items() if of}
+    return found
+
+
+def _of_rules(metric: str, report: EvalReport) -> Iterator[tuple[str, Comparison]]:
+    """Place and comparison of one metric in `rule_comparisons`."""
+    for key, comparison in report.rule_comparisons.items():
+        name, _, place = key.partition("|")
+        if name == metric:
+            yield place, comparison
+
+
+def _of_slice(metric: str, name: str, report: EvalReport) -> Iterator[tuple[str, Comparison]]:
+    for value, compared in report.slices.get(name, {}).items():
+        if metric in compared:
+            yield _place({name: value}), compared[metric]
+
+
+def _place(tags: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(tags.items()))
+
+
+def _join(where: str, more: str) -> str:
+    return f"{where}; {more}"
+
+
+def _matches(tags: Mapping[str, Any], where: Mapping[str, str]) -> bool:
+    return all(tag_text(tags.get(key)) == value for key, value in where.items())
+
+
+def _listed(name: str, counts: Mapping[str, int], limit: int = 10) -> str:
+    shown = [f"{name}={printable(value, 40)} ({n})" for value, n in list(counts.items())[:limit]]
+    return ", ".join(shown) + (f" and {len(counts) - limit} more" if len(counts) > limit else "")
+
+
+def _nothing_in(rule: Rule, place: str) -> UserError:
+    found = f"the rule on '{rule.metric}' has nothing to be judged by in {place}: too few samples to which it applies"
+    return UserError(Problem("LU-E007", "release.rules", found, "hold out more such samples, or change the rule"))

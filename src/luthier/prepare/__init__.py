@@ -1,0 +1,190 @@
+"""Prepare: raw files in; three sides of conversations and an audit of every row out.
+
+Read `prepare` from top to bottom: each line is one step, and each step is a module of this folder.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from luthier.conversation import SIDES, Conversation, Side, write_conversations
+from luthier.errors import DataError, did_you_mean, printable
+from luthier.prepare.audit import Audit, open_audit
+from luthier.prepare.dedupe import dedupe
+from luthier.prepare.derive import derive
+from luthier.prepare.detect import SAMPLE_ROWS, detect, task_of
+from luthier.prepare.formats import Format
+from luthier.prepare.noticed import notice
+from luthier.prepare.rows import Fault, Item, Row
+from luthier.prepare.sources import SIDE_NAMES, DataFile, find_files
+from luthier.prepare.split import limit, split
+from luthier.recipe import Data, Recipe
+from luthier.records import AuditReport
+from luthier.store import sha256_of
+
+__all__ = ["derive", "prepare"]
+
+ROW_FAULTS = ("LU-D046", "LU-D047")
+"""What the encoder may find wrong with a row; its other errors concern all rows."""
+
+
+class Encoded(Protocol):
+    """The tokens of a conversation and which of them are learned."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+    @property
+    def learn(self) -> Sequence[bool]: ...
+
+
+Encoder = Callable[[Conversation], Encoded]
+
+
+def prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder) -> AuditReport:
+    """Write train, validation and test `.jsonl`, `rejects.jsonl` and `audit.json` into `out`.
+
+    `folder` is where the recipe lies. Raises DataError: at once for a file that cannot be used, with every
+    row's place where more rows are rejected than the recipe allows.
+    """
+    data = recipe.data
+    out.mkdir(parents=True, exist_ok=True)
+    files = find_files(data.sources, folder)
+    hashes = {file.shown: sha256_of(file.path) for file in files}
+    samples = [row.data for file in files for row in file.sample(SAMPLE_ROWS)]
+    format = detect(samples, data) if samples else Format("messages", {"messages": "messages"})
+    with open_audit(out / "rejects.jsonl") as audit:
+        items = _read(files, format, known={c for row in samples for c in row}, data=data, encoder=encoder, audit=audit)
+    _check_tags(items, data, audit)
+    items = _clean(items, format, data, audit)
+    items = _split(items, recipe, audit)
+    notice(items, data.split.near_duplicate_similarity, audit)
+    sides = {side: [item for item in items if item.side == side] for side in SIDES}
+    for side, members in sides.items():
+        write_conversations(out / f"{side}.jsonl", (item.conversation for item in members))
+    assert sum(map(len, sides.values())) == audit.steps[-1].n_out
+    report = _report(format, sides, audit, hashes)
+    report.write(out / "audit.json")
+    return report
+
+
+def _read(
+    files: list[DataFile], format: Format, known: set[str], data: Data, encoder: Encoder, audit: Audit
+) -> list[Item]:
+    """The good rows of all files; the others go to the rejects."""
+    items: list[Item] = []
+    n_read, faulty = 0, {"read": Counter[str](), "understand": Counter[str](), "encode": Counter[str]()}
+    for file in files:
+        for row in file.rows(audit.warn):
+            n_read += 1
+            stage = "read"
+            try:
+                if row.fault:
+                    raise row.fault
+                stage = "understand"
+                side = _side_of(row, file, format, data.split.by)
+                conversation = _in_family(format.conversation(row, known, audit.warn), data.split.by)
+                stage = "encode"
+                items.append(_encode(conversation, side, encoder))
+            except Fault as fault:
+                faulty[stage][fault.code] += 1
+                audit.reject(row, fault)
+    n = n_read
+    for name, dropped in faulty.items():
+        audit.step(name, n, n := n - dropped.total(), dropped)
+    audit.check_rejected(n_read, data.max_rejected_fraction)
+    return items
+
+
+def _side_of(row: Row, file: DataFile, format: Format, by: str) -> Side | None:
+    """The side that the source, the file's name or, with `by: given`, the row says. Raises Fault."""
+    if file.side or by != "given":
+        return file.side
+    column = format.fields.get("split", "split")
+    value = row.data.get(column)
+    if value is None:
+        raise Fault("LU-D025", column, "no side is given", "train, validation or test; or set data.split.by to family")
+    if not isinstance(value, str) or value.lower() not in SIDE_NAMES:
+        raise Fault("LU-D105", column, f"unknown side {printable(repr(value))}", did_you_mean(str(value), SIDE_NAMES))
+    return SIDE_NAMES[value.lower()]
+
+
+def _in_family(conversation: Conversation, by: str) -> Conversation:
+    """With `by: column`, the rows of one value are one family."""
+    if by in ("given", "family"):
+        return conversation
+    if conversation.tags.get(by) is None:
+        raise Fault("LU-D025", by, "the column to split by is missing or null", "fill it in, or split by family")
+    return conversation.model_copy(update={"family": f"{by}={conversation.tags[by]}"})
+
+
+def _encode(conversation: Conversation, side: Side | None, encoder: Encoder) -> Item:
+    try:
+        encoded = encoder(conversation)
+    except DataError as error:
+        problem = error.problems[0]
+        if problem.code not in ROW_FAULTS:
+            raise
+        raise Fault(problem.code, "", problem.found, problem.advice) from None
+    return Item(conversation, side, len(encoded.ids), sum(encoded.learn))
+
+
+def _check_tags(items: list[Item], data: Data, audit: Audit) -> None:
+    """Slices must name tags that there are."""
+    tags = sorted({tag for item in items for tag in item.conversation.tags})
+    for slice in data.slices:
+        if slice not in tags:
+            advice = did_you_mean(slice, map(printable, tags))
+            raise DataError.of("LU-D102", "data.slices", f"no column is called '{printable(slice)}'", advice)
+    if tags:
+        audit.notes.append(f"columns kept as tags, not shown to the model: {', '.join(map(printable, tags))}")
+
+
+def _clean(items: list[Item], format: Format, data: Data, audit: Audit) -> list[Item]:
+    for step in data.clean:
+        n = len(items)
+        items, dropped = dedupe(items, step.similarity, labelled=format.name == "classification")
+        audit.step("dedupe", n, len(items), dropped)
+    return items
+
+
+def _split(items: list[Item], recipe: Recipe, audit: Audit) -> list[Item]:
+    items, notes = split(items, recipe.data.split, recipe.seed)
+    audit.notes += notes
+    audit.step("split", len(items), len(items))
+    if recipe.data.limit:
+        n = len(items)
+        items, dropped = limit(items, recipe.data.limit, recipe.seed)
+        audit.step("limit", n, len(items), dropped)
+        allowed = f"at most {recipe.data.limit} conversations a side, drawn by seed {recipe.seed}"
+        audit.notes.append(f"data.limit: {allowed}; {n - len(items)} left out")
+    return items
+
+
+def _report(format: Format, sides: dict[Side, list[Item]], audit: Audit, hashes: dict[str, str]) -> AuditReport:
+    conversations = [item.conversation for members in sides.values() for item in members]
+    return AuditReport(
+        task=task_of(format, any(sum(m.role == "assistant" for m in c.messages) > 1 for c in conversations)),
+        labels=tuple(sorted({c.answer for c in conversations})) if format.name == "classification" else (),
+        format=format.name,
+        fields=format.fields,
+        steps=tuple(audit.steps),
+        sides={side: len(members) for side, members in sides.items()},
+        counts=dict(sorted(audit.counts.items())),
+        findings=tuple(audit.findings),
+        tokens=_tokens(sides["train"]),
+        hashes=hashes,
+        notes=tuple(audit.notes),
+    )
+
+
+def _tokens(train: list[Item]) -> dict[str, float]:
+    n_tokens = [item.n_tokens for item in train]
+    return {
+        "n_tokens": sum(n_tokens),
+        "n_learned": sum(item.n_learned for item in train),
+        "longest": max(n_tokens, default=0),
+        "mean": sum(n_tokens) / len(train) if train else 0.0,
+    }

@@ -1,0 +1,175 @@
+"""Sources: the files that a recipe names, what each one is, and which side its rows belong to.
+
+Everything that is wrong with a file as a whole is found here, before a row is read, and all of it at once.
+Only regular files are opened, so nothing hangs on a pipe or a device.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from luthier.conversation import Side
+from luthier.errors import DataError, Problem, printable
+from luthier.prepare.rows import BOM, READERS, Row, Warn
+from luthier.recipe import Source, source_path
+
+KINDS = {
+    ".jsonl": "JSON lines",
+    ".ndjson": "JSON lines",
+    ".json": "JSON",
+    ".csv": "CSV",
+    ".tsv": "TSV",
+    ".parquet": "Parquet",
+}
+SIDE_NAMES: dict[str, Side] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip archive", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+HEAD_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    path: Path
+    shown: str
+    """As it is named to people: relative to the recipe."""
+    side: Side | None
+    kind: str
+    stamp: tuple[int, int, int]
+    """Size, time and inode: to see whether it was changed while it was read."""
+
+    def rows(self, warn: Warn) -> Iterator[Row]:
+        """All rows, bad ones too. Raises DataError LU-D014 (no row), LU-D021 (changed meanwhile)."""
+        n = 0
+        for row in READERS[self.kind](self.path, self.shown, warn):
+            n += 1
+            yield row
+        if n == 0:
+            raise DataError.of("LU-D014", self.shown, "no row is in the file")
+        if _stamp(self.path.stat()) != self.stamp:
+            raise DataError.of(
+                "LU-D021", self.shown, "the file was changed while it was read", "run again when it is at rest"
+            )
+
+    def sample(self, n: int) -> list[Row]:
+        """The first `n` good rows."""
+        good = (row for row in READERS[self.kind](self.path, self.shown, _silent) if not row.fault)
+        return list(islice(good, n))
+
+
+def _silent(*_: str) -> None:
+    """The sample is read again with everything else, and warned of then."""
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def find_files(sources: tuple[Source, ...], folder: Path) -> list[DataFile]:
+    """The files behind the sources, in order. Raises DataError with the problems of all of them."""
+    files: list[DataFile] = []
+    problems: list[Problem] = []
+    for source in sources:
+        path = source_path(source, folder)
+        for one, shown, side in _paths_of(path, source):
+            try:
+                files.append(_examine(one, shown, side))
+            except DataError as error:
+                problems.extend(error.problems)
+    if problems:
+        raise DataError(*problems)
+    return files
+
+
+def _paths_of(path: Path, source: Source) -> Iterator[tuple[Path, str, Side | None]]:
+    """The file itself, or the data files of a folder with the side that each one's name says."""
+    if not path.is_dir():
+        yield path, source.path, source.split
+        return
+    inside = sorted(p for p in path.iterdir() if p.suffix.lower() in KINDS and not p.name.startswith("."))
+    for one in inside:
+        yield one, f"{source.path.rstrip('/')}/{printable(one.name, 300)}", source.split or side_of_name(one.stem)
+    if not inside:
+        yield path, source.path, None
+
+
+def side_of_name(stem: str) -> Side | None:
+    """`train`, `train_2`, `train-00000-of-00004`, `dev.en` -> the side."""
+    return SIDE_NAMES.get(re.split(r"[._-]", stem.lower())[0])
+
+
+def _examine(path: Path, shown: str, side: Side | None) -> DataFile:
+    """A file that can be read, or DataError LU-D006, LU-D014, LU-D016, LU-D019."""
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise DataError.of("LU-D019", shown, "no data file is in this folder", f"it may hold {', '.join(KINDS)}")
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError.of(
+                "LU-D019", shown, "not a regular file but a pipe, socket or device", "save the data to a file"
+            )
+        with path.open("rb") as stream:
+            head = stream.read(HEAD_BYTES)
+    except OSError as error:
+        raise DataError.of("LU-D019", shown, f"cannot be read: {error.strerror}", f"looked for {path}") from None
+    if not head.removeprefix(BOM).strip() and len(head) < HEAD_BYTES:
+        raise DataError.of("LU-D014", shown, "the file is empty")
+    return DataFile(path, shown, side, _kind(path, shown, head), _stamp(status))
+
+
+def _kind(path: Path, shown: str, head: bytes) -> str:
+    named, found = KINDS.get(path.suffix.lower()), _sniff(head)
+    if named != "Parquet" and found == "UTF-16 text":
+        raise DataError.of("LU-D006", shown, found, f"convert it: iconv -f UTF-16 -t UTF-8 {path.name}")
+    if named == "Parquet" and found in ("binary", "UTF-16 text"):
+        return named  # a damaged one: the reader says what is wrong
+    if named == "JSON" and found == "JSON lines":
+        return found
+    fits = found == named or (found == "text" and named in ("CSV", "TSV"))
+    if named is None or not fits:
+        advice = f"rename it: {', '.join(e for e, kind in KINDS.items() if kind == found)}" if found in READERS else ""
+        what = f"holds {found}, not {named}" if named else f"holds {found}; its name says nothing"
+        raise DataError.of("LU-D016", shown, what, advice or f"data files are {', '.join(KINDS)}")
+    return named
+
+
+def _sniff(head: bytes) -> str:
+    """What the first bytes look like: a kind of READERS, an archive, `text` or `binary`."""
+    for magic, name in MAGIC.items():
+        if head.startswith(magic):
+            return name
+    if (
+        head.startswith((b"\xff\xfe", b"\xfe\xff"))
+        or max(head[:200:2].count(0), head[1:200:2].count(0)) > len(head[:200]) / 5
+    ):
+        return "UTF-16 text"
+    if b"\0" in head:
+        return "binary"
+    lines = [line.strip() for line in head.removeprefix(BOM).splitlines() if line.strip()]
+    if lines[0].startswith(b"[") and not _is_row(lines[0]):
+        return "JSON"
+    if lines[0] == b"{" and len(lines) > 1:
+        return "a single JSON object"
+    return "JSON lines" if lines[0].startswith(b"[") or any(line.startswith(b"{") for line in lines) else "text"
+
+
+def _is_row(line: bytes) -> bool:
+    """Whether a line that starts with `[` is a bad row of JSON lines rather than the start of an array of objects."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return not any(isinstance(one, dict) for one in value)

@@ -1,0 +1,410 @@
+"""The recipe: everything a person decides about a run, in one frozen, strict tree.
+
+A field enters the tree with the feature that reads it; a test walks the fields and fails on one that no
+code reads. Recipes are YAML 1.2 (`1e-5` is a number, `no` is text), read safely: no tags, few aliases,
+no environment interpolation. All problems are reported at once, each with its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from luthier.conversation import Side
+from luthier.errors import Problem, RecipeError, did_you_mean, printable
+from luthier.plugins import METRICS, Registry
+
+MAX_RECIPE_BYTES = 1 << 20
+MAX_ALIASES = 100
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Use(Section):
+    """A plug-in and its parameters: `rouge` or `{use: rouge, stem: true}`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    use: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"use": value} if isinstance(value, str) else value
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Source(Section):
+    path: str
+    """A file or a folder of files; relative to the recipe."""
+    split: Side | None = None
+    """The side all rows of this source belong to; None: the recipe's split decides."""
+
+
+class Dedupe(Section):
+    use: Literal["dedupe"]
+    similarity: Fraction = 1.0
+    """Jaccard similarity of word shingles of whole conversations; 1.0 removes exact copies only."""
+
+
+class Split(Section):
+    by: str = "family"
+    """`given`: rows carry a `split` column. `family`, or the name of a column whose values stay together."""
+    valid_fraction: Fraction = 0.05
+    test_fraction: Fraction = 0.10
+    near_duplicate_similarity: Fraction = 0.8
+    """Prompts at least this similar stay on one side, or are reported as leakage where sides are given."""
+
+
+class Data(Section):
+    sources: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)]
+    format: Literal["auto", "messages", "prompt_completion", "classification", "text"] = "auto"
+    fields: dict[str, str] = {}
+    """messages, prompt, completion, text, label, system, split -> a column, or a template such as '{table}\\n{question}'."""
+    system: str | None = None
+    """System text for conversations that have none."""
+    clean: Annotated[tuple[Dedupe, ...], Field(strict=False)] = ()
+    max_rejected_fraction: Fraction = 0.01
+    """Above it the run stops: look at the data, not at the loss. 0 is strict."""
+    limit: Count | None = None
+    """At most this many conversations a side, drawn by seed; said in the report."""
+    max_tokens: Count | None = None
+    """A longer conversation is rejected, never cut. None: the base model's context window."""
+    split: Split = Split()
+    slices: Annotated[tuple[str, ...], Field(strict=False)] = ()
+
+
+class Full(Section):
+    method: Literal["full"]
+
+
+class Lora(Section):
+    method: Literal["lora"] = "lora"
+    rank: Count = 16
+    alpha: Positive = 32.0
+    dropout: Fraction = 0.0
+    target: str | Annotated[tuple[str, ...], Field(strict=False)] = "all-linear"
+
+
+Adapt = Annotated[Union[Full, Lora], Field(discriminator="method")]
+
+
+class Model(Section):
+    base: str = "smollm2-135m-instruct"
+    """A built-in name, a hub name, a folder or a .gguf file."""
+    adapt: Adapt = Lora()
+
+
+class EarlyStopping(Section):
+    metric: Literal["nll"] = "nll"
+    patience_checks: Count = 3
+
+
+class Train(Section):
+    epochs: Count = 3
+    examples_per_step: Count = 16
+    """Over all devices. How a step is cut into micro-batches is derived and does not change the gradient."""
+    learning_rate: Positive = 2e-4
+    warmup_fraction: Fraction = 0.05
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    max_grad_norm: Positive = 1.0
+    tokens_per_micro_batch: Count = 4096
+    """Memory bound: distinct tokens in one forward pass. A single longer example still runs, alone."""
+    checks_per_epoch: Count = 2
+    """Validations an epoch; each may save new best weights."""
+    early_stopping: EarlyStopping | None = EarlyStopping()
+    save_every_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    """Seconds between checkpoints; 0 saves after every step."""
+    max_minutes: Positive | None = None
+    """Stop and finish the schedule within this time. Makes a run depend on the machine's speed."""
+
+
+class Evaluate(Section):
+    metrics: Annotated[tuple[Use, ...], Field(strict=False)] = ()
+    """Empty: chosen from the task."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    limit: Count | None = None
+    """At most this many test conversations, drawn by seed; said in the report."""
+    max_new_tokens: Count = 128
+    cluster_by: str | None = None
+    """Tag whose values are the independent units of the intervals; None: the family."""
+    probe_documents: Count | None = None
+    """At most this many documents of the general probe; None: all."""
+
+
+class Rule(Section):
+    metric: str
+    must: Literal["beat_baseline", "not_regress"]
+    by_points: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    by_relative: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    in_slices: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """The rule must hold in every value of these slices, each on its own."""
+    where: dict[str, str] = {}
+    """Only the samples whose tags have these values, e.g. {kind: unseen_fact}."""
+    min_effect: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """beat_baseline: FAIL once the interval shows the gain to be below this."""
+
+    @model_validator(mode="after")
+    def _one_margin(self) -> Rule:
+        if self.by_points and self.by_relative:
+            raise ValueError("give by_points or by_relative, not both")
+        return self
+
+
+class Release(Section):
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1, strict=False)]
+    export: Annotated[tuple[Literal["merged"], ...], Field(strict=False)] = ()
+    """The adapter is always exported; `merged` adds a model that plain transformers loads."""
+
+
+class Recipe(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    """Letters, digits, dots, dashes and underscores: it names the run's folder."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: Data
+    model: Model = Model()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    release: Release
+
+    @model_validator(mode="after")
+    def _slices_exist(self) -> Recipe:
+        for rule in self.release.rules:
+            if unknown := set(rule.in_slices) - set(self.data.slices):
+                raise ValueError(f"release rule in slices {sorted(unknown)}, but data.slices has {list(self.data.slices)}")
+        return self
+
+
+def fingerprint(value: BaseModel | Any) -> str:
+    """SHA-256 of a settings tree's canonical JSON."""
+    data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read and check a recipe; `overrides` are `train.epochs=1` strings, whose values are read as YAML.
+
+    Raises RecipeError with every problem found.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError.of("LU-R001", str(path), "no such recipe file", "luthier init writes one to start from")
+    if path.stat().st_size > MAX_RECIPE_BYTES:
+        raise RecipeError.of("LU-R002", str(path), f"is over {MAX_RECIPE_BYTES} bytes; this is no recipe")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError.of("LU-R002", f"{path}: byte {error.start}", "is not UTF-8", "save the recipe as UTF-8") from None
+    tree = parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise RecipeError.of("LU-R002", str(path), f"a recipe is a mapping of settings, this is {_kind(tree)}")
+    return validate(override(tree, overrides), str(path), path.parent)
+
+
+def override(tree: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The tree with `train.epochs=1` strings applied, in place. Raises RecipeError LU-R007."""
+    for text in overrides:
+        _set(tree, text)
+    return tree
+
+
+def validate(tree: dict[str, Any], where: str, folder: Path) -> Recipe:
+    """A checked recipe from plain data; plug-ins `module:function` are looked for in `folder` first."""
+    problems = [
+        Problem("LU-R006", f"{where}: {place}", f"environment interpolation '{printable(text)}' is not done", "write the value itself")
+        for place, text in _texts(tree, "")
+        if re.search(r"\$\{[^}]*\}|\$\([^)]*\)|\{\{\s*env", text)
+    ]
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(*problems, *(_explain(e, where) for e in error.errors())) from None
+    problems += _check_plugins(recipe, where, folder)
+    if problems:
+        raise RecipeError(*problems)
+    return recipe
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML 1.2 to plain data. Raises RecipeError LU-R002 to LU-R005."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+    from ruamel.yaml.events import AliasEvent
+
+    try:
+        aliases = 0
+        for event in YAML(typ="safe", pure=True).parse(io.StringIO(text)):
+            tag = getattr(event, "tag", None)
+            if tag is not None and not str(tag).startswith("tag:yaml.org,2002:"):
+                raise RecipeError.of("LU-R004", _at(where, event), f"YAML tag {printable(str(tag))}", "recipes hold plain values only")
+            if tag is not None and re.search(r"2002:(python|ruby|java|perl)", str(tag)):
+                raise RecipeError.of("LU-R004", _at(where, event), f"YAML tag {printable(str(tag))}", "recipes hold plain values only")
+            aliases += isinstance(event, AliasEvent)
+            if aliases > MAX_ALIASES or (aliases and _explodes(text)):
+                raise RecipeError.of("LU-R005", _at(where, event), "YAML aliases that multiply", "write the values out")
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark else where
+        raise RecipeError.of("LU-R003", place, f"not YAML: {getattr(error, 'problem', None) or error}") from None
+    except RecursionError:
+        raise RecipeError.of("LU-R003", where, "nested too deeply") from None
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe as YAML, defaults left out."""
+    from ruamel.yaml import YAML
+
+    writer = YAML()
+    writer.default_flow_style = False
+    writer.width = 120
+    out = io.StringIO()
+    writer.dump(_plain(recipe.model_dump(mode="json", exclude_defaults=True)), out)
+    return out.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _explodes(text: str) -> bool:
+    """Whether anchors are nested in anchors: the shape of an alias bomb. Recipes have no use for it."""
+    anchored = re.findall(r"&\S+\s*(\[[^\n]*|\{[^\n]*)", text)
+    return sum("*" in body for body in anchored) > 2
+
+
+def _check_plugins(recipe: Recipe, where: str, folder: Path) -> Iterator[Problem] | list[Problem]:
+    problems: list[Problem] = []
+
+    def check(registry: Registry, use: Use, place: str, given: set[str]) -> None:
+        try:
+            registry.check(use.use, use.params, f"{where}: {place}", folder, given)
+        except RecipeError as error:
+            problems.extend(error.problems)
+
+    for i, metric in enumerate(recipe.evaluate.metrics):
+        check(METRICS, metric, f"evaluate.metrics.{i}", {"sample", "labels"})
+    if recipe.evaluate.metrics and not problems:
+        measured = {metric_name(m) for m in recipe.evaluate.metrics} | {"general_perplexity"}
+        problems += [
+            Problem("LU-R013", f"{where}: release.rules.{i}", f"no metric measures '{rule.metric}'", did_you_mean(rule.metric, measured))
+            for i, rule in enumerate(recipe.release.rules)
+            if rule.metric not in measured
+        ]
+    return problems
+
+
+def metric_name(use: Use) -> str:
+    """The name under which a metric is reported: its own, or the function's for `module:function`."""
+    return use.use.rpartition(":")[2]
+
+
+def _set(tree: dict[str, Any], assignment: str) -> None:
+    """Apply `train.epochs=1` to the tree."""
+    place, equals, text = assignment.partition("=")
+    if not equals or not place:
+        raise RecipeError.of("LU-R007", assignment, "is not of the form section.setting=value")
+    *parents, last = place.split(".")
+    node: Any = tree
+    for part in parents:
+        node = node[int(part)] if isinstance(node, list) and part.isdigit() and int(part) < len(node) else (
+            node.setdefault(part, {}) if isinstance(node, dict) else None
+        )
+        if not isinstance(node, dict | list):
+            raise RecipeError.of("LU-R007", assignment, f"'{part}' is not a section")
+    value = parse_yaml(text, assignment)
+    if isinstance(node, list):
+        if not last.isdigit() or int(last) >= len(node):
+            raise RecipeError.of("LU-R007", assignment, f"'{last}' is no index of a list of {len(node)}")
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _explain(error: Any, where: str) -> Problem:
+    loc = [p for p in error["loc"] if p not in ("full", "lora")]  # discriminator tags are no settings
+    place = ".".join(map(str, loc))
+    where = f"{where}: {place}" if place else where
+    if error["type"] == "extra_forbidden":
+        return Problem("LU-R008", where, "no such setting", did_you_mean(str(loc[-1]), _settings_at(loc[:-1], error)))
+    if error["type"] == "missing":
+        return Problem("LU-R009", where, "is required")
+    if place == "name":
+        return Problem("LU-R014", where, f"'{printable(str(error['input']))}' cannot name a run", "letters, digits, '.', '_' and '-', 64 at most, starting with a letter or digit")
+    found = "" if isinstance(error["input"], dict | list | BaseModel) else f", found {printable(repr(error['input']))}"
+    advice = "write the number without quotes" if isinstance(error["input"], str) and _is_number(error["input"]) else ""
+    return Problem("LU-R009", where, error["msg"].removeprefix("Value error, ") + found, advice)
+
+
+def _settings_at(loc: list[Any], error: Any) -> list[str]:
+    """The settings allowed in the section at `loc`."""
+    section: Any = Recipe
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else None
+        section = _section_of(annotation, error)
+    return list(getattr(section, "model_fields", {}))
+
+
+def _section_of(annotation: Any, error: Any) -> Any:
+    """The Section inside an annotation such as `tuple[Source, ...]`, `X | None` or the adapt union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    sections = [s for a in get_args(annotation) if (s := _section_of(a, error)) is not None]
+    for section in sections:  # of a union, the one whose tag stands in the error's place
+        if section.__name__.lower() in error["loc"]:
+            return section
+    return sections[0] if sections else None
+
+
+def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _texts(inner, f"{place}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _texts(inner, f"{place}.{i}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return not math.isnan(float(text))
+    except ValueError:
+        return False
+
+
+def _at(where: str, event: Any) -> str:
+    mark = getattr(event, "start_mark", None)
+    return f"{where}:{mark.line + 1}" if mark else where
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", str: "a text", type(None): "empty"}.get(type(value), type(value).__name__)
+
+
+def source_path(source: Source, folder: Path) -> Path:
+    """Where a source lies: relative paths count from the recipe's folder."""
+    return Path(os.path.normpath(folder / Path(source.path).expanduser()))

@@ -1,0 +1,209 @@
+"""Records: what every stage leaves on disk. Frozen, JSON, each naming its parents and hashes.
+
+A record knows nothing of how it came about; the rooms fill it in and `release/` reads it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Severity = Literal["reject", "row", "warning"]
+Task = Literal["classification", "answer", "dialogue", "text"]
+Outcome = Literal["PASS", "FAIL", "UNDERPOWERED"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def write(self, path: Path) -> None:
+        """Atomically: a reader sees the old file or the new one."""
+        from luthier.store import write_atomically
+
+        write_atomically(path, self.model_dump_json(indent=1).encode() + b"\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        return cls.model_validate_json(path.read_bytes())
+
+
+class Artifact(Record):
+    path: str
+    """Relative to the stage's folder."""
+    sha256: str
+    n_bytes: int
+
+
+class RunRecord(Record):
+    """One finished stage of a run."""
+
+    stage: Literal["prepare", "train", "evaluate", "release"]
+    key: str
+    """Hash of everything that went in; a stage with an equal key need not run again."""
+    inputs: dict[str, Any]
+    """What the key is a hash of: recipe sections, parents, data, plug-ins, versions."""
+    parents: dict[str, str] = {}
+    """Stage -> key."""
+    status: Literal["done"] = "done"
+    started: str
+    finished: str
+    """UTC, ISO 8601."""
+    seconds: float
+    device: str
+    threads: int
+    artifacts: tuple[Artifact, ...] = ()
+    summary: dict[str, Any] = {}
+
+
+class Finding(Record):
+    """One thing that the audit found. `row` faults reject their row; `reject` stops the run."""
+
+    code: str
+    severity: Severity
+    where: str
+    """file:line:field"""
+    found: str
+    advice: str = ""
+
+
+class Step(Record):
+    """One step of preparation: what went in, what came out, and why the rest did not."""
+
+    name: str
+    n_in: int
+    n_out: int
+    dropped: dict[str, int] = {}
+    """Reason -> count; n_in - n_out in total."""
+
+
+class AuditReport(Record):
+    """Nothing vanishes uncounted: every row read is in `steps`, every finding in `counts`."""
+
+    task: Task
+    labels: tuple[str, ...] = ()
+    format: str
+    fields: dict[str, str] = {}
+    steps: tuple[Step, ...]
+    sides: dict[str, int]
+    """Conversations on each side of the split."""
+    counts: dict[str, int] = {}
+    """Finding code -> how often."""
+    findings: tuple[Finding, ...] = ()
+    """The first of each code; `counts` has the totals."""
+    tokens: dict[str, float] = {}
+    """n_tokens, n_learned, longest ... over the training side."""
+    hashes: dict[str, str] = {}
+    """Source file -> SHA-256."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know: limits that were applied, decisions that were derived."""
+
+
+class Comparison(Record):
+    """One metric, tuned against baseline on the same samples.
+
+    `delta`, `low` and `high` are signed so that more is better, whatever the metric's own direction.
+    """
+
+    metric: str
+    higher_is_better: bool
+    value: float
+    baseline: float
+    delta: float
+    low: float
+    high: float
+    p: float
+    """Two-sided, of no difference, from the procedure that gave the interval."""
+    n: int
+    n_clusters: int
+    wins: int
+    losses: int
+    ties: int
+    min_detectable: float
+    """The true gain that this many samples would show with 80 % power."""
+    value_low: float
+    value_high: float
+    baseline_low: float
+    baseline_high: float
+    trouble: str | None = None
+    """Why the interval should not be relied on; None where its method is valid."""
+
+
+class Judged(Record):
+    """One sample beside its two answers."""
+
+    id: str
+    prompt: str
+    reference: str
+    baseline: str
+    tuned: str
+    tags: dict[str, Any] = {}
+    scores: dict[str, tuple[float | None, float | None]] = {}
+    """Metric -> (baseline, tuned), each alone."""
+
+
+class EvalReport(Record):
+    model: str
+    baseline: str
+    task: Task
+    confidence: float
+    n: int
+    n_clusters: int
+    cluster_by: str
+    metrics: dict[str, Comparison]
+    slices: dict[str, dict[str, dict[str, Comparison]]] = {}
+    """Slice -> value -> metric -> comparison."""
+    rule_comparisons: dict[str, Comparison] = {}
+    """Rule `where` filters that no slice shows: 'metric|key=value' -> comparison."""
+    samples: tuple[Judged, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class RuleResult(Record):
+    rule: str
+    """In words."""
+    outcome: Outcome
+    why: str
+    metric: str
+    required: float
+    """What the interval's end was compared with."""
+    comparison: Comparison
+
+
+class Verdict(Record):
+    outcome: Outcome
+    rules: tuple[RuleResult, ...] = Field(min_length=1)
+
+
+class Check(Record):
+    """One validation during training."""
+
+    step: int
+    nll: float
+    train_nll: float | None
+    best: bool
+
+
+class TrainReport(Record):
+    """What training did, for the report's curves and for the card."""
+
+    method: str
+    n_trainable: int
+    n_parameters: int
+    steps_planned: int
+    steps: int
+    stopped: str
+    """Why it ended, in words."""
+    best_step: int
+    n_tokens: int
+    """Learned tokens seen."""
+    n_input_tokens: int
+    n_computed_tokens: int
+    """Tokens that went through the model: fewer than the input tokens where prefixes were shared."""
+    seconds: float
+    path: str
+    """Which forward path ran, and why."""
+    checks: tuple[Check, ...]
+    curve: tuple[tuple[int, float], ...]
+    """(step, training nll), thinned to a few hundred points."""

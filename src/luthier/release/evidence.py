@@ -1,0 +1,122 @@
+"""Evidence: all the records of one run, and what is read out of them for the report and the model card.
+
+It states nothing about how a page looks. Claims, worst regressions, drawn samples and the list of what was
+not measured are here, so that page and card draw the same conclusions.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from luthier.recipe import Recipe
+from luthier.records import AuditReport, Comparison, EvalReport, Judged, TrainReport, Verdict
+from luthier.release.wording import p_value
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One run, finished up to its verdict."""
+
+    name: str
+    folder: Path
+    recipe: Recipe
+    audit: AuditReport
+    training: TrainReport
+    evaluation: EvalReport
+    verdict: Verdict
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Versions, device, threads, memory, seconds per stage: shown as given. `base_model`, the hub name, is read."""
+    artifacts: Mapping[str, str] = field(default_factory=dict)
+    """File, relative to the run's folder -> SHA-256."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Whether the report may say of a metric that it improved."""
+
+    metric: str
+    improved: bool
+    p: float
+    p_adjusted: float
+    """After Holm, over all metrics of the report."""
+    why: str
+
+
+def claims(evaluation: EvalReport) -> list[Claim]:
+    """Which metrics improved, with p values adjusted for having looked at all of them (Holm, 1979)."""
+    from luthier.stats import holm
+
+    comparisons = list(evaluation.metrics.values())
+    adjusted = holm([c.p if math.isfinite(c.p) else 1.0 for c in comparisons])
+    return [_claim(c, float(p), 1 - evaluation.confidence) for c, p in zip(comparisons, adjusted, strict=True)]
+
+
+def _claim(c: Comparison, adjusted: float, alpha: float) -> Claim:
+    shown = f"p {p_value(adjusted)} after adjustment"
+    improved, why = False, f"no difference shown ({shown})"
+    if c.trouble:
+        why = f"the interval should not be relied on: {c.trouble}"
+    elif not math.isfinite(c.delta):
+        why = "the difference is not defined"
+    elif adjusted < alpha:
+        improved, why = c.delta > 0, shown if c.delta > 0 else f"it became worse ({shown})"
+    return Claim(c.metric, improved, c.p, adjusted, why)
+
+
+def method(recipe: Recipe) -> str:
+    """How the weights were trained, in words."""
+    adapt = recipe.model.adapt
+    return f"LoRA of rank {adapt.rank}" if adapt.method == "lora" else "full fine-tuning"
+
+
+def main_metric(evidence: Evidence) -> str | None:
+    """The first rule's metric that scores single samples, else any that does; None where none does."""
+    scored = {m for s in evidence.evaluation.samples for m in s.scores if gain(s, m, True) is not None}
+    wanted = [rule.metric for rule in evidence.verdict.rules] + list(evidence.evaluation.metrics)
+    return next((m for m in wanted if m in scored and m in evidence.evaluation.metrics), None)
+
+
+def gain(sample: Judged, metric: str, higher_is_better: bool) -> float | None:
+    """By how much the tuned answer scores better; None where either has no score."""
+    baseline, tuned = sample.scores.get(metric, (None, None))
+    if baseline is None or tuned is None or not math.isfinite(tuned - baseline):
+        return None
+    return tuned - baseline if higher_is_better else baseline - tuned
+
+
+def worst_regressions(evaluation: EvalReport, metric: str | None, k: int = 10) -> list[Judged]:
+    """The `k` samples on which the tuned answer lost most, worst first; none that did not lose."""
+    if metric is None:
+        return []
+    better = evaluation.metrics[metric].higher_is_better
+    gains = [(g, s.id, s) for s in evaluation.samples if (g := gain(s, metric, better)) is not None and g < 0]
+    return [s for _, _, s in sorted(gains, key=lambda item: item[:2])[:k]]
+
+
+def drawn_samples(evaluation: EvalReport, seed: int, k: int = 20) -> list[Judged]:
+    """`k` samples drawn without looking at their scores; the same for the same seed."""
+    samples = list(evaluation.samples)
+    return random.Random(seed).sample(samples, min(k, len(samples)))
+
+
+def not_measured(evidence: Evidence) -> list[str]:
+    """What a reader might take for granted and no number here covers."""
+    evaluation = evidence.evaluation
+    gaps = [
+        "Safety: nobody tested for harmful, biased or private content in the answers.",
+        "Truth: answers were compared with references by program; no person has judged them.",
+        (
+            f"Other seeds: this is one training run (seed {evidence.recipe.seed}). The intervals cover the choice of test "
+            "samples, not the luck of training."
+        ),
+        "Other inputs: the numbers hold for prompts like those of the test set, not beyond.",
+    ]
+    if "general_perplexity" not in evaluation.metrics:
+        gaps.append("Forgetting: general ability outside the task was not measured.")
+    if not evaluation.slices:
+        gaps.append("Groups: the recipe names no slices, so a group that fares worse would not be seen.")
+    return gaps

@@ -1,0 +1,127 @@
+"""The gate: a rule and a comparison give PASS, FAIL or UNDERPOWERED, with the reason in words.
+
+It judges by the ends of the interval, never by the mean. It is pure: it knows nothing of models, samples or files.
+Every rule must hold (an intersection-union test: Berger 1982, Technometrics 24:295), so the false PASS of the whole
+is at most that of one rule and nothing is corrected for their number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from luthier.recipe import Rule
+from luthier.records import Comparison, Outcome, RuleResult, Verdict
+
+
+def judge(results: Sequence[RuleResult]) -> Verdict:
+    """Any FAIL fails; else any UNDERPOWERED leaves it open; else it passes."""
+    outcomes = {result.outcome for result in results}
+    outcome: Outcome = "FAIL" if "FAIL" in outcomes else "UNDERPOWERED" if "UNDERPOWERED" in outcomes else "PASS"
+    return Verdict(outcome=outcome, rules=tuple(results))
+
+
+def judge_rule(rule: Rule, comparison: Comparison, place: str = "") -> RuleResult:
+    """One rule on one comparison: that of the whole evaluation, or of one slice.
+
+    Args:
+        rule: What is required.
+        comparison: Its metric on the samples that the rule speaks of.
+        place: The slice and its value as the reader knows them, e.g. "language = de"; empty for all samples.
+    """
+    assert rule.metric == comparison.metric, f"a rule on {rule.metric} judged by {comparison.metric}"
+    margin = rule.by_relative * abs(comparison.baseline) if rule.by_relative else rule.by_points
+    required = margin if rule.must == "beat_baseline" else 0.0 - margin  # 0 - 0, because -0.0 prints as such
+    outcome = _outcome(rule, comparison, required)
+    return RuleResult(
+        rule=_in_words(rule, place),
+        outcome=outcome,
+        why=f"{_observed(comparison)}: {_reason(rule, comparison, required, outcome)}",
+        metric=rule.metric,
+        required=required,
+        comparison=comparison,
+    )
+
+
+def _outcome(rule: Rule, seen: Comparison, required: float) -> Outcome:
+    if seen.trouble is not None:
+        return "UNDERPOWERED"
+    if seen.low > required:
+        return "PASS"
+    if rule.must == "beat_baseline":
+        return "FAIL" if seen.high <= required or seen.high < rule.min_effect else "UNDERPOWERED"
+    return "FAIL" if seen.high < required else "UNDERPOWERED"
+
+
+def _in_words(rule: Rule, place: str) -> str:
+    """The rule as a sentence: 'rouge must not get worse by 0.03 or more, in language = de'."""
+    amount = f"{rule.by_relative * 100:g}% of the baseline" if rule.by_relative else f"{rule.by_points:g}"
+    if rule.must == "beat_baseline":
+        words = f"{rule.metric} must beat the baseline"
+        words += f" by more than {amount}" if rule.by_relative or rule.by_points else ""
+        words += f" (a gain below {rule.min_effect:g} does not count)" if rule.min_effect else ""
+    elif rule.by_relative or rule.by_points:
+        words = f"{rule.metric} must not get worse by {amount} or more"
+    else:
+        words = f"{rule.metric} must not get worse"
+    filters = ", ".join(f"{key} = {value}" for key, value in rule.where.items())
+    return words + (f", in {place}" if place else "") + (f", where {filters}" if filters else "")
+
+
+def _observed(seen: Comparison) -> str:
+    return (
+        f"{_number(seen.value)} against {_number(seen.baseline)}, a {'gain' if seen.delta >= 0 else 'loss'} of "
+        f"{_number(abs(seen.delta))} (signed so that more is better, between {_signed(seen.low)} and "
+        f"{_signed(seen.high)}; n = {seen.n})"
+    )
+
+
+def _reason(rule: Rule, seen: Comparison, required: float, outcome: Outcome) -> str:
+    if seen.trouble is not None:
+        return f"the interval cannot be relied on: {seen.trouble}"
+    if seen.low == seen.high == 0:
+        return _reason_identical(seen, outcome)
+    if outcome == "PASS":
+        return f"the low end is above {_signed(required)}"
+    if outcome == "FAIL":
+        if rule.must == "beat_baseline" and seen.high > required:
+            return f"the high end is below the least gain that counts, {_signed(rule.min_effect)}"
+        return f"the high end is {'below' if seen.high < required else 'not above'} {_signed(required)}"
+    return f"{_signed(required)} lies inside the interval; {_needed(seen, required)}"
+
+
+def _reason_identical(seen: Comparison, outcome: Outcome) -> str:
+    if outcome == "FAIL":
+        return "the two models do the same on every sample"
+    if outcome == "PASS":  # the rule of three, at 95 %: (1 - 3/n)^n is about 0.05
+        return (
+            f"the two models do the same on every sample (a change in fewer than about "
+            f"{min(1.0, 3 / seen.n_clusters):.1%} of cases can go unseen)"
+        )
+    return "the two models do the same on every sample; a rule without a margin asks more than that: give by_points"
+
+
+def _needed(seen: Comparison, required: float) -> str:
+    """How many more samples would settle it, were the difference to stay as it is: intervals shrink as 1/sqrt(n)."""
+    gap = seen.delta - required
+    half = seen.delta - seen.low if gap > 0 else seen.high - seen.delta
+    if abs(gap) <= 1e-3 * half:  # a million times as many samples is no advice
+        return "the difference is too close to it for any sensible number of samples"
+    more = _rounded_up(seen.n * (half / gap) ** 2 - seen.n)
+    return f"about {more:,} more samples would settle it as {'PASS' if gap > 0 else 'FAIL'}, if the difference stays"
+
+
+def _rounded_up(count: float) -> int:
+    """To two digits: 1234.5 -> 1300, and at least 1."""
+    count = max(count, 1.0)
+    unit = 10.0 ** max(0, math.floor(math.log10(count)) - 1)
+    return int(math.ceil(count / unit - 1e-9) * unit)
+
+
+def _number(value: float) -> str:
+    """Three significant digits: 0.0123, 4.57, 12,346."""
+    return f"{value:,.0f}" if 100 <= abs(value) < 1e9 else f"{value:.3g}"
+
+
+def _signed(value: float) -> str:
+    return _number(value) if value <= 0 else f"+{_number(value)}"

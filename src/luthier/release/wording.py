@@ -1,0 +1,207 @@
+"""Numbers and results in words, for the report and the model card.
+
+One place decides how many digits a number gets, how a change is told ("lower by 3.1 (better)") and what a
+metric means, so that page and card cannot differ. It knows nothing of HTML or Markdown.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from luthier.records import Comparison, EvalReport, RuleResult
+
+UNDEFINED = "not defined"
+JOINERS = "\u200c\u200d"  # shape Persian and Indic words and emoji; they hide nothing
+
+MEANING = {
+    "perplexity": "How surprised the model is by the reference answers; 1 would be no surprise at all.",
+    "bitsperbyte": "Surprise per byte of reference text, so that models with different tokenizers compare.",
+    "exactmatch": "Share of answers that are the same as the reference.",
+    "tokenf1": "Words shared by answer and reference: 0 none, 1 the same words.",
+    "accuracy": "Share of answers that give the right label.",
+    "balancedaccuracy": "Share of right labels within each label, then averaged: rare labels count as much as frequent ones.",
+    "precision": "Of the times a label was given, the share in which it was right.",
+    "recall": "Of the times a label was due, the share in which it was given.",
+    "f1": "Precision and recall in one number (their harmonic mean).",
+    "bleu": "Runs of one to four words shared with the reference, with a penalty for answers that are too short.",
+    "chrf": "Runs of characters shared with the reference; kinder to word forms than BLEU.",
+    "rouge": "Words shared with the reference.",
+    "rouge1": "Single words shared with the reference.",
+    "rouge2": "Pairs of neighbouring words shared with the reference.",
+    "rougel": "Longest sequence of words, gaps allowed, shared with the reference.",
+    "generalperplexity": "Surprise at general text that has nothing to do with the task. A rise is forgetting.",
+}
+
+
+def meaning(metric: str) -> str:
+    """One line on what a metric measures; a metric of the recipe's own says so."""
+    return MEANING.get(metric.lower().replace("_", ""), "Defined by the recipe.")
+
+
+def direction(comparison: Comparison) -> str:
+    return "higher is better" if comparison.higher_is_better else "lower is better"
+
+
+def visible(text: str) -> str:
+    """Text as it may be shown: control, bidirectional and other invisible characters as escapes.
+
+    Line ends, tabs, wide and no-break spaces and the joiners of scripts and emoji stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in "\n\t\xa0\u3000" or c in JOINERS else c.encode("unicode_escape").decode()
+        for c in text.replace("\r\n", "\n")
+    )
+
+
+def number(value: float | None, decimals: int | None = None) -> str:
+    """`1,234.5`; without `decimals`, three significant digits. Minus is the true sign."""
+    if value is None or not math.isfinite(value):
+        return UNDEFINED
+    if decimals is None:
+        decimals = 0 if value == 0 or float(value).is_integer() else decimals_for(abs(value), significant=3)
+    shown = f"{value:,.{decimals}f}"
+    if not any(c in "123456789" for c in shown):
+        shown = shown.removeprefix("-")
+    return shown.replace("-", "−")
+
+
+def decimals_for(width: float, significant: int = 2) -> int:
+    """Decimals that show `width` with so many significant digits: 0.063 -> 3, 12.4 -> 0."""
+    if not math.isfinite(width) or width <= 0:
+        return 3
+    return min(max(significant - 1 - math.floor(math.log10(width)), 0), 8)
+
+
+def digits_of(c: Comparison) -> int:
+    """Decimals at which a comparison is told: two significant digits of its interval."""
+    return decimals_for(c.high - c.low if c.high > c.low else abs(c.delta))
+
+
+def p_value(p: float | None) -> str:
+    if p is None or not math.isfinite(p):
+        return UNDEFINED
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def percent(fraction: float) -> str:
+    """`95 %`, `3.5 %`: at most three significant digits; the space does not break."""
+    return f"{fraction * 100:.3g}\xa0%"
+
+
+def count(n: float, noun: str, plural: str = "") -> str:
+    """`1 sample`, `1,200 samples`."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def sentence(text: str) -> str:
+    """`text` with a full stop, and a capital unless it starts with a name like `rougeL` or `token_f1`."""
+    text = text.strip()
+    first = text.split(" ", 1)[0]
+    if first.isalpha() and first.islower():
+        text = text[0].upper() + text[1:]
+    return text if not text or text.endswith((".", "!", "?", ":")) else text + "."
+
+
+def pair(baseline: float | None, tuned: float | None) -> tuple[str, str]:
+    """Two scores of one sample, with the digits that tell them apart."""
+    if baseline is None or tuned is None or (float(baseline).is_integer() and float(tuned).is_integer()):
+        return number(baseline), number(tuned)
+    digits = decimals_for(abs(tuned - baseline))
+    return number(baseline, digits), number(tuned, digits)
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `12 min 3 s`, `5 h 2 min`."""
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _way(gain: float, higher_is_better: bool) -> str:
+    return "higher" if (gain > 0) == higher_is_better else "lower"
+
+
+def change(c: Comparison) -> str:
+    """`higher by 0.041 (better)`; the word is the metric's own direction, never a signed number."""
+    if not math.isfinite(c.delta):
+        return UNDEFINED
+    amount = number(abs(c.delta), digits_of(c))
+    if not any(digit in amount for digit in "123456789"):
+        return "no change"
+    return f"{_way(c.delta, c.higher_is_better)} by {amount} ({'better' if c.delta > 0 else 'worse'})"
+
+
+def interval(c: Comparison) -> str:
+    """The interval of the change: `2.5 to 3.8 lower`, or from its worse to its better end `0.2 higher to 0.8 lower`."""
+    if not (math.isfinite(c.low) and math.isfinite(c.high)):
+        return UNDEFINED
+    low, high = (number(abs(end), digits_of(c)) for end in (c.low, c.high))
+    if c.low >= 0:
+        return f"{low} to {high} {_way(1, c.higher_is_better)}"
+    if c.high <= 0:
+        return f"{high} to {low} {_way(-1, c.higher_is_better)}"
+    return f"{low} {_way(-1, c.higher_is_better)} to {high} {_way(1, c.higher_is_better)}"
+
+
+def required(result: RuleResult) -> str:
+    """What the whole interval must lie beyond, in the metric's own direction."""
+    c, limit = result.comparison, result.required
+    if not math.isfinite(limit):
+        return UNDEFINED
+    if limit == 0:
+        return "the whole interval better than no change"
+    amount = f"{abs(limit):.4g}"  # as the recipe gave it, not rounded like a measurement
+    way = _way(limit, c.higher_is_better)
+    return f"more than {amount} {way}" if limit > 0 else f"at most {amount} {way}"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A comparison in words, each part ready to be shown."""
+
+    baseline: str
+    baseline_interval: str
+    tuned: str
+    tuned_interval: str
+    change: str
+    interval: str
+    p: str
+    min_detectable: str
+    tally: str
+    n: str
+
+
+def told(c: Comparison) -> Told:
+    digits = digits_of(c)
+
+    def span(low: float, high: float) -> str:
+        known = math.isfinite(low) and math.isfinite(high)
+        return f"{number(low, digits)} to {number(high, digits)}" if known else UNDEFINED
+
+    return Told(
+        baseline=number(c.baseline, digits),
+        baseline_interval=span(c.baseline_low, c.baseline_high),
+        tuned=number(c.value, digits),
+        tuned_interval=span(c.value_low, c.value_high),
+        change=change(c),
+        interval=interval(c),
+        p=p_value(c.p),
+        min_detectable=number(c.min_detectable, digits),
+        tally=f"{count(c.wins, 'win')}, {count(c.losses, 'loss', 'losses')}, {count(c.ties, 'tie')}",
+        n=sample_size(c),
+    )
+
+
+def sample_size(c: Comparison) -> str:
+    independent = "" if c.n_clusters == c.n else f" in {count(c.n_clusters, 'independent group')}"
+    return count(c.n, "sample") + independent
+
+
+def confidence(evaluation: EvalReport) -> str:
+    return percent(evaluation.confidence)

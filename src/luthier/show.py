@@ -1,0 +1,144 @@
+"""What commands print for people: tables and colours. Results come in as records; nothing is computed twice."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from luthier.errors import printable
+from luthier.recipe import Recipe
+from luthier.records import AuditReport, Comparison, EvalReport, RunRecord
+
+if TYPE_CHECKING:
+    from luthier.lifecycle import Run
+
+console = Console(highlight=False)
+COLOURS = {"PASS": "bold green", "FAIL": "bold red", "UNDERPOWERED": "bold yellow"}
+N_FINDINGS = 12
+
+
+def verdict(run: Run) -> None:
+    assert run.verdict is not None
+    console.print(Text(run.verdict.outcome, style=COLOURS[run.verdict.outcome]))
+    for rule in run.verdict.rules:
+        console.print(f"  [{COLOURS[rule.outcome]}]{rule.outcome:12}[/] {escape(rule.rule)}\n               {escape(rule.why)}")
+    console.print(f"report: {escape(str(run.report.with_suffix('.html')))}", soft_wrap=True)
+
+
+def comparison(report: EvalReport) -> None:
+    table = Table("metric", report.baseline, report.model, "better by", "interval", "p", "n", "wins/losses/ties")
+    for c in report.metrics.values():
+        table.add_row(*_cells(c))
+    console.print(table)
+    for note in report.notes:
+        console.print(f"note: {escape(note)}")
+
+
+def _cells(c: Comparison) -> list[str]:
+    interval = f"{c.low:+.3g} to {c.high:+.3g}" + (" (!)" if c.trouble else "")
+    return [c.metric, f"{c.baseline:.3g}", f"{c.value:.3g}", f"{c.delta:+.3g}", interval, f"{c.p:.2g}", str(c.n), f"{c.wins}/{c.losses}/{c.ties}"]
+
+
+def audit(report: AuditReport) -> None:
+    console.print(f"[bold]{report.task}[/], format {report.format}, " + ", ".join(f"{side} {n}" for side, n in report.sides.items()))
+    table = Table("step", "in", "out", "dropped")
+    for step in report.steps:
+        table.add_row(step.name, str(step.n_in), str(step.n_out), ", ".join(f"{k} {n}" for k, n in step.dropped.items()))
+    console.print(table)
+    for finding in report.findings[:N_FINDINGS]:
+        console.print(f"{finding.severity}: {finding.code} {escape(printable(finding.where))}: {escape(printable(finding.found))}")
+    if report.counts:
+        console.print("counts: " + ", ".join(f"{code} {n}" for code, n in report.counts.items()))
+    for note in report.notes:
+        console.print(f"note: {escape(note)}")
+
+
+def n_steps(recipe: Recipe, report: AuditReport) -> int:
+    return math.ceil(report.sides["train"] * recipe.train.epochs / recipe.train.examples_per_step)
+
+
+def plan(recipe: Recipe, report: AuditReport) -> None:
+    figures = ", ".join(f"{k} {v:.4g}" for k, v in report.tokens.items())
+    console.print(f"training would take {n_steps(recipe, report)} steps of {recipe.train.examples_per_step} conversations ({figures})")
+
+
+def masks(recipe: Recipe, prepared: Path, n: int) -> None:
+    """The first rows token by token: what is learned stands out, in colour and underlined."""
+    from luthier.conversation import read_conversations
+    from luthier.encode import Encoder
+    from luthier.models import find_base, load_tokenizer
+
+    tokenizer = load_tokenizer(find_base(recipe.model.base))
+    encoder = Encoder(tokenizer)
+    for _, conversation in zip(range(n), read_conversations(prepared / "train.jsonl"), strict=False):
+        encoded = encoder(conversation)
+        line = Text(f"\n{conversation.source}: {encoded.n_learned} of {len(encoded.ids)} tokens are learned\n", style="bold")
+        for token, learned in zip(encoded.ids, encoded.learn, strict=True):
+            shown = tokenizer.decode([token]).replace("\n", "\\n\n")
+            line.append(shown, style="black on green underline" if learned else "dim")
+        console.print(line)
+
+
+def runs(found: Sequence[tuple[Run, dict[str, RunRecord]]], as_json: bool) -> None:
+    rows = [
+        {
+            "run": r.folder.name,
+            "done": [s for s in stages],
+            "verdict": r.verdict.outcome if r.verdict else None,
+            "finished": max((x.finished for x in stages.values()), default=None),
+            "seconds": round(sum(x.seconds for x in stages.values()), 1),
+        }
+        for r, stages in found
+    ]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table("run", "done", "verdict", "finished (UTC)", "seconds")
+    for row in rows:
+        outcome = row["verdict"] or "-"
+        table.add_row(row["run"], ", ".join(row["done"]), Text(outcome, style=COLOURS.get(outcome, "")), str(row["finished"] or "-"), str(row["seconds"]))
+    console.print(table if rows else "no runs here yet")
+
+
+def doctor(as_json: bool) -> None:
+    from luthier.errors import ModelError
+    from luthier.machine import describe
+    from luthier.models import BUILT_IN, cache_folder, find_base
+
+    facts = describe()
+    for name in BUILT_IN:
+        try:
+            facts[f"model {name}"] = f"ready in {find_base(name).folder}"
+        except ModelError as error:
+            facts[f"model {name}"] = f"missing: {error.problems[0].advice}"
+    facts["cache"] = str(cache_folder())
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        console.print(f"{name:28} {escape(value)}", soft_wrap=True)
+
+
+def chat(answer: Callable[[str], str], say: Sequence[str] | None) -> None:
+    """Questions from `say`, or from the keyboard until it ends."""
+    if say:
+        for question in say:
+            console.print(escape(printable(answer(question), 100_000)), soft_wrap=True)
+        return
+    console.print("an empty line or Ctrl-D ends the conversation", style="dim")
+    while True:
+        try:
+            question = console.input("[bold]you:[/] ")
+        except EOFError:
+            return
+        if not question.strip():
+            return
+        console.print(f"[bold]model:[/] {escape(answer(question))}")

@@ -1,0 +1,310 @@
+"""Statistics of a comparison: a paired difference between two models, its interval, and when not to trust it.
+
+**One procedure** gives interval and p value, so that the two cannot disagree: Student's t on the delete-one-cluster
+jackknife, with two corrections for the samples that evaluations really have.
+
+1. *A pseudo pair.* One cluster that gained and one that lost, each of the typical size of the differences seen, are
+   added to the influences. For right-or-wrong answers this is the adjusted Wald interval of Bonett & Price (2012,
+   J. Educ. Behav. Stat. 37:479); it keeps a handful of differences from looking like certainty.
+2. *Widening for skewness.* Each end lies at the farther of Student's quantile and the quantile corrected for skewness
+   by Hall's monotone cubic (1992, J. R. Statist. Soc. B 54:221, section 2). Only wider: where estimated skewness would
+   *narrow* an end, it comes mostly from the few differences at hand and is not to be trusted.
+
+Clusters, not samples, are the independent units (Miller 2024, "Adding Error Bars to Evals", section 2.2), and the
+jackknife (Efron & Tibshirani 1993, chapter 11) works for every metric that is a function of sums.
+
+**Why not the BCa bootstrap** (Efron 1987), the usual default? Simulated under no difference, a one-sided 2.5 % test
+of `low > 0` passed, in per cent (BCa | bootstrap-t | jackknife t | this procedure; 1,500 draws, ours 16,000):
+
+    right/wrong answers, 10 % discordant, n = 30    4.8 |  5.3 | 1.5 | 0.1
+    right/wrong answers,  5 % discordant, n = 60    4.1 | 10.3 | 1.5 | 0.1
+    right/wrong answers, 10 % discordant, n = 250   1.5 |  2.1 | 1.9 | 2.0
+    perplexity, Student-t(3) differences, n = 20    6.6 |  1.4 | 1.3 | 0.8
+    perplexity, lognormal losses, n = 60            6.1 |  3.1 | 7.1 | 4.5
+    many small gains, rare big losses, n = 60       2.3 |  1.2 | 7.9 | 1.1
+    clusters of 1 to 6, n = 60 clusters             3.6 |  3.5 | 3.3 | 2.3
+
+BCa and bootstrap-t fail where few answers differ, the plain jackknife where losses are rare and large; resampling is
+also dearer and needs draws. Where answers are only lost, never won, the limit agrees with Clopper & Pearson's: 2 lost
+of 400 leave up to 6.96 possible (exactly 7.18), 5 leave 11.67 (11.57), 20 leave 30.52 (30.47).
+
+No interval sees what its sample does not hold: a loss that strikes one case in 14 is absent from 20 clusters in 23 %
+of the draws. And with losses as skewed as a lognormal of sigma 0.8, the 2.5 % are 5.0 to 5.5 % for 20 to 45 clusters.
+
+This module knows nothing of models, files or rules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from luthier.errors import UserError
+from luthier.metric import Floats, Metric, Sample
+from luthier.records import Comparison
+
+MIN_CLUSTERS = 20
+"""Below it, the influences that the jackknife goes by say too little about the tails."""
+MIN_CARRYING = 3.0
+"""A difference of graded scores rests on at least this many clusters: (sum i^2)^2 / sum i^4 over the influences i,
+which is the number of discordant clusters where all differ alike, and falls to 1 as one cluster dominates. It bounds
+the skewness too: |skewness| <= sqrt(clusters / carrying). With 3, sparse differences of unequal sizes (uniform,
+U-shaped, exponential) pass falsely in at most 4.7 % of draws at a nominal 2.5 %; without a limit, in up to 10.8 %."""
+POWER = 0.8
+TIE = 1e-12
+
+
+def compare(metric: Metric, tuned: Sequence[Sample], baseline: Sequence[Sample], *, confidence: float) -> Comparison:
+    """The paired difference of two models on the same samples.
+
+    Args:
+        metric: What to measure. Samples to which it does not apply, for either model, are left out for both.
+        tuned: The samples with what the tuned model made of them.
+        baseline: The same samples, in the same order, with what the baseline made of them.
+        confidence: Two-sided coverage of the intervals, e.g. 0.95.
+
+    Returns:
+        The comparison; `delta`, `low` and `high` are signed so that more is better, and `low > 0 or high < 0` exactly
+        if `p < 1 - confidence`. Every number in it is finite.
+
+    Raises:
+        UserError: LU-E001, the metric applies to no sample; LU-E002, it has no finite value on these samples.
+    """
+    stats, clusters = _paired_stats(metric, tuned, baseline)  # (n, 2, k) of tuned and baseline, (n,)
+    n = len(stats)
+    n_clusters = int(clusters.max()) + 1
+    sums = np.zeros((n_clusters, *stats.shape[1:]))  # (G, 2, k)
+    np.add.at(sums, clusters, stats)
+    total = sums.sum(axis=0)
+
+    with np.errstate(all="ignore"):
+        values = np.asarray(metric.combine(total), dtype=float)  # (2,)
+        left_out = np.asarray(metric.combine(total - sums), dtype=float)  # (G, 2), each without one cluster
+        alone = np.asarray(metric.combine(stats), dtype=float)  # (n, 2), each sample by itself
+    if not np.isfinite(values).all():
+        raise UserError.of("LU-E002", metric.name, f"has no finite value on these {n} samples: {values.tolist()}")
+
+    sign = 1.0 if metric.higher_is_better else -1.0
+    undefined = ~np.isfinite(left_out).all(axis=1)
+    influence = _influences(np.where(undefined[:, None], values, left_out), values)  # (G, 2)
+    delta = sign * float(values[0] - values[1])
+    influences = _clean(sign * (influence[:, 0] - influence[:, 1]), values)
+    discordant = int((np.abs(sums[:, 0] - sums[:, 1]) > TIE * (1 + np.abs(sums[:, 1]))).any(axis=1).sum())
+    right_or_wrong = all(_is_proportion(alone[:, side], values[side]) for side in (0, 1))
+    paired = _estimate(delta, influences, discordant)
+    if right_or_wrong and not discordant and not _identical(tuned, baseline):
+        paired = _unseen(n_clusters, confidence)
+    low, high = paired.interval(confidence)
+    value_low, value_high = _marginal(values[0], influence[:, 0], alone[:, 0], confidence)
+    baseline_low, baseline_high = _marginal(values[1], influence[:, 1], alone[:, 1], confidence)
+
+    with np.errstate(all="ignore"):
+        gains = sign * (alone[:, 0] - alone[:, 1])
+    wins, losses = int((gains > TIE).sum()), int((gains < -TIE).sum())  # an undefined gain (NaN) is neither: a tie
+    return Comparison(
+        metric=metric.name,
+        higher_is_better=metric.higher_is_better,
+        value=float(values[0]),
+        baseline=float(values[1]),
+        delta=delta,
+        low=low,
+        high=high,
+        p=paired.p(),
+        n=n,
+        n_clusters=n_clusters,
+        wins=wins,
+        losses=losses,
+        ties=n - wins - losses,
+        min_detectable=(_normal_quantile(0.5 + confidence / 2) + _normal_quantile(POWER)) * paired.error,
+        value_low=value_low,
+        value_high=value_high,
+        baseline_low=baseline_low,
+        baseline_high=baseline_high,
+        trouble=_trouble(influences, discordant, int(undefined.sum()), right_or_wrong),
+    )
+
+
+def wilson(successes: float, n: float, confidence: float) -> tuple[float, float]:
+    """The score interval of a proportion (Wilson 1927). `n` may be an effective, fractional sample size."""
+    if n <= 0:
+        raise UserError.of("LU-E001", "", "an empty sample has no proportion")
+    z, p = _normal_quantile(0.5 + confidence / 2), successes / n
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # Rounding must not push an end past the proportion itself.
+    return max(0.0, min(p, (centre - half) / (1 + z * z / n))), min(1.0, max(p, (centre + half) / (1 + z * z / n)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values adjusted for having looked at all of them, in the order given (Holm 1979, step-down).
+
+    Rejecting those below alpha keeps the chance of any false claim under alpha, however the tests depend.
+    """
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def mcnemar_exact(wins: int, losses: int) -> float:
+    """Two-sided p of 'wins and losses are equally likely', for independent samples (the exact sign test)."""
+    from scipy.special import bdtr  # type: ignore[import-untyped, unused-ignore]
+
+    return min(1.0, 2.0 * float(bdtr(min(wins, losses), wins + losses, 0.5))) if wins + losses else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Estimate:
+    value: float
+    error: float
+    """Standard error."""
+    dof: int
+    skew: float
+    """Skewness of the estimate: that of one influence over the root of their number."""
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """Two-sided. `skewed` is increasing, so an end is at or beyond a point exactly if both statistics say so."""
+        t = _student_quantile(0.5 + confidence / 2, self.dof)
+        down, up = max(t, self._unskewed(t)), max(t, -self._unskewed(-t))
+        return self.value - down * self.error, self.value + up * self.error
+
+    def p(self) -> float:
+        """Two-sided p of 'the value is 0': the least 1 - confidence at which `interval` leaves 0 out."""
+        if self.error == 0.0:
+            return 1.0 if self.value == 0.0 else 0.0
+        t = self.value / self.error
+        x = self._skewed(t)
+        return 2.0 * _student_tail(min(abs(t), abs(x)), self.dof) if t * x > 0 else 1.0
+
+    def _skewed(self, t: float) -> float:
+        """Hall's increasing cubic of the studentised estimate, which takes its skewness out."""
+        g = self.skew
+        return t + g / 6 + g * t * t / 3 + g * g * t**3 / 27
+
+    def _unskewed(self, x: float) -> float:
+        """The inverse of `_skewed`."""
+        g = self.skew
+        if abs(g) < 1e-6:  # the quotient below loses its digits; the first order is exact to 1e-12
+            return x - g / 6 - g * x * x / 3
+        return 3.0 * (float(np.cbrt(1 + g * (x - g / 6))) - 1) / g
+
+
+def _estimate(value: float, influences: Floats, discordant: int) -> _Estimate:
+    """A value with its error and skewness from the influences of the clusters `(G,)`.
+
+    `discordant`: how many clusters differ, for the pseudo pair; 0 adds none.
+    """
+    clusters = len(influences)
+    variance = float((influences**2).sum())
+    if discordant:  # one cluster up and one down by the root mean square of the differences seen
+        variance += 2.0 * float(((influences + value) ** 2).sum()) / discordant
+    skew = float((influences**3).sum()) / variance**1.5 if variance > 0 else 0.0
+    # A single cluster has no spread: the pseudo pair alone then gives an interval that is finite and says nothing.
+    return _Estimate(value, math.sqrt(variance / max(clusters * (clusters - 1), 1)), max(clusters - 1, 1), skew)
+
+
+def _paired_stats(
+    metric: Metric, tuned: Sequence[Sample], baseline: Sequence[Sample]
+) -> tuple[Floats, np.ndarray[tuple[int], np.dtype[np.intp]]]:
+    """Sufficient statistics `(n, 2, k)` of the samples to which the metric applies, and the cluster of each `(n,)`."""
+    assert len(tuned) == len(baseline), "both models answer the same samples"
+    kept, names = [], []
+    for new, old in zip(tuned, baseline, strict=True):
+        assert new.id == old.id and new.cluster == old.cluster, f"sample {new.id} faces {old.id}"
+        if (stats_new := metric.stats(new)) is not None and (stats_old := metric.stats(old)) is not None:
+            kept.append((tuple(stats_new), tuple(stats_old)))
+            names.append(new.cluster)
+    if not kept:
+        raise UserError.of(
+            "LU-E001",
+            metric.name,
+            f"applies to none of the {len(tuned)} samples, and an empty sample has no mean",
+            "leave the metric out, or evaluate on samples that it applies to",
+        )
+    index = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array(kept, dtype=float), np.array([index[name] for name in names], dtype=np.intp)
+
+
+def _influences(left_out: Floats, values: Floats) -> Floats:
+    """Jackknife influences `(G, 2)`: for a mean, each cluster's deviation from it."""
+    return np.asarray(_clean((len(left_out) - 1) * (left_out.mean(axis=0) - left_out), values))
+
+
+def _clean(influences: Floats, values: Floats) -> Floats:
+    """Influences with the rounding of `G * (value - value)` set to 0: its shape is no skewness."""
+    rounding = TIE * len(influences) * float(np.abs(values).max())
+    return np.where(np.abs(influences) <= rounding, 0.0, influences)
+
+
+def _marginal(value: float, influences: Floats, alone: Floats, confidence: float) -> tuple[float, float]:
+    """The interval of one model's own value.
+
+    A proportion gets Wilson's, at the sample size that would give the jackknife's error: clusters cost samples
+    (Korn & Graubard 1998), the ends stay in [0, 1], and 20 right of 20 is not certainty.
+    """
+    estimate = _estimate(float(value), influences, 0)
+    if _is_proportion(alone, value):
+        spread = float(value) * (1 - float(value))
+        n = min(spread / estimate.error**2, len(alone)) if estimate.error > 0 else len(influences)
+        return wilson(float(value) * n, n, confidence)
+    return estimate.interval(confidence)
+
+
+def _is_proportion(alone: Floats, value: float) -> bool:
+    """Whether a value is the share of samples that are right: each is 0 or 1 by itself, and it is their mean."""
+    return bool(np.isin(alone, (0.0, 1.0)).all() and abs(alone.mean() - value) <= TIE)
+
+
+def _identical(tuned: Sequence[Sample], baseline: Sequence[Sample]) -> bool:
+    """Whether the two models did the same, not only as well as each other."""
+    return all(new.answer == old.answer and new.nats == old.nats for new, old in zip(tuned, baseline, strict=True))
+
+
+def _unseen(clusters: int, confidence: float) -> _Estimate:
+    """No difference in right-or-wrong answers of models that do differ: what can go unseen is Clopper & Pearson's
+    limit for none of n. Without it, 60 ties would prove a loss of under 3 %, which ties 60 times in 16 % of draws."""
+    dof = max(clusters - 1, 1)
+    limit = 1 - ((1 - confidence) / 2) ** (1 / clusters)
+    return _Estimate(0.0, limit / _student_quantile(0.5 + confidence / 2, dof), dof, 0.0)
+
+
+def _trouble(influences: Floats, discordant: int, undefined: int, right_or_wrong: bool) -> str | None:
+    """Why the interval should not be relied on, in words; None where it may be.
+
+    Right-or-wrong differences all have one size, so that the interval holds for however few of them.
+    """
+    clusters = len(influences)
+    if clusters < MIN_CLUSTERS:
+        return f"{clusters} independent samples are too few; at least {MIN_CLUSTERS} are needed"
+    if undefined:
+        return f"the metric has no value without {undefined} of the {clusters} independent samples"
+    squares = influences**2
+    if right_or_wrong or not squares.any():  # nothing differs, or all by the same: there is no tail to fear
+        return None
+    carrying = float(squares.sum() ** 2 / (squares**2).sum())
+    if carrying >= MIN_CARRYING:
+        return None
+    if discordant < MIN_CARRYING:
+        return f"only {discordant} of {clusters} independent samples differ; at least {MIN_CARRYING:.0f} are needed"
+    share = float(squares.max() / squares.sum())
+    return f"the spread rests on too few of {clusters} independent samples (one alone carries {share:.0%} of it)"
+
+
+def _normal_quantile(q: float) -> float:
+    return NormalDist().inv_cdf(q)
+
+
+def _student_quantile(q: float, dof: int) -> float:
+    from scipy.special import stdtrit  # type: ignore[import-untyped, unused-ignore]
+
+    return float(stdtrit(dof, q))
+
+
+def _student_tail(t: float, dof: int) -> float:
+    from scipy.special import stdtr  # type: ignore[import-untyped, unused-ignore]
+
+    return float(stdtr(dof, -t))

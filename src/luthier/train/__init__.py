@@ -1,0 +1,110 @@
+"""`train`: prepared conversations and a base model in, trained weights and a TrainReport out."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from luthier.adapt import adapt, has_dropout, save_adapted, trainable
+from luthier.conversation import read_conversations
+from luthier.encode import Encoder
+from luthier.errors import DataError
+from luthier.models import Base, Decoder, load_model, load_tokenizer
+from luthier.progress import Quiet, Reporter
+from luthier.recipe import Recipe
+from luthier.records import Check, TrainReport
+from luthier.store import fresh_folder
+from luthier.train import checkpoint
+from luthier.train.data import StepData
+from luthier.train.loop import Plan, Progress, fit, from_json, to_json
+from luthier.train.optim import learning_rate, make_optimizer
+from luthier.train.terms import CrossEntropy
+
+CURVE_POINTS = 400
+
+
+def train(recipe: Recipe, prepared: Path, base: Base, out: Path, report: Reporter | None = None) -> TrainReport:
+    """Train on `prepared`, going on from the newest checkpoint in `out` if there is one.
+
+    Leaves `out/model` (an adapter, or a whole model), with the best weights by validation nll, and
+    `out/train.json`. Raises Stopped when training diverges or every checkpoint is damaged.
+    """
+    report = report or Quiet()
+    settings = recipe.train
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    tokenizer = load_tokenizer(base)
+    data = read_data(recipe, prepared, tokenizer, share=not has_dropout(recipe.model.adapt))
+    model = adapt(load_model(base), recipe.model.adapt, base, recipe.seed)
+    decoder = Decoder(model, share=not has_dropout(recipe.model.adapt))
+    parameters = trainable(model)
+    optimizer = make_optimizer(parameters, settings)
+    checkpoints = out / "checkpoints"
+    saved = checkpoint.resume(checkpoints, parameters, optimizer, report.say)
+    progress = from_json(saved) if saved else Progress()
+    if saved:
+        report.say(f"going on from step {progress.step} of {data.n_steps}")
+    report.say(f"forward path: {decoder.path}")
+
+    def save(at: Progress) -> None:
+        checkpoint.save(checkpoints, at.step, parameters, optimizer, to_json(at), at.best_step)
+
+    with report.bar("train", data.n_steps, progress.step) as advance:
+        progress = fit(decoder, optimizer, [CrossEntropy()], data, make_plan(recipe, data), progress, save, advance)
+    checkpoint.load_weights(checkpoints, progress.best_step, parameters)
+    with fresh_folder(out / "model") as building:
+        save_adapted(model, building, tokenizer)
+    done = _report(recipe, decoder, data, progress)
+    done.write(out / "train.json")
+    return done
+
+
+def read_data(recipe: Recipe, prepared: Path, tokenizer: object, share: bool) -> StepData:
+    """The training and validation sides, encoded. Raises DataError LU-D070 where one is empty."""
+    encoder = Encoder(tokenizer, recipe.data.max_tokens)
+    sides = {side: [encoder(c) for c in read_conversations(prepared / f"{side}.jsonl")] for side in ("train", "validation")}
+    for side, examples in sides.items():
+        if not examples:
+            raise DataError.of("LU-D070", str(prepared), f"the {side} side is empty", "give more data, or a larger fraction in data.split")
+    settings = recipe.train
+    return StepData(sides["train"], sides["validation"], settings.epochs, settings.examples_per_step, settings.tokens_per_micro_batch, recipe.seed, share)
+
+
+def make_plan(recipe: Recipe, data: StepData) -> Plan:
+    settings = recipe.train
+    steps_per_epoch = math.ceil(len(data.train) / settings.examples_per_step)
+    return Plan(
+        n_steps=data.n_steps,
+        learning_rate=lambda fraction: learning_rate(settings, fraction),
+        seed=recipe.seed,
+        max_grad_norm=settings.max_grad_norm,
+        validate_every=max(steps_per_epoch // settings.checks_per_epoch, 1),
+        patience=settings.early_stopping.patience_checks if settings.early_stopping else None,
+        save_every_s=settings.save_every_s,
+        max_s=settings.max_minutes * 60 if settings.max_minutes else None,
+    )
+
+
+def _report(recipe: Recipe, decoder: Decoder, data: StepData, progress: Progress) -> TrainReport:
+    curve = progress.curve[:: max(len(progress.curve) // CURVE_POINTS, 1)]
+    train_nll = dict(progress.curve)
+    return TrainReport(
+        method=recipe.model.adapt.method,
+        n_trainable=sum(p.numel() for p in trainable(decoder.model).values()),
+        n_parameters=sum(p.numel() for p in decoder.model.parameters()),
+        steps_planned=data.n_steps,
+        steps=progress.step,
+        stopped=progress.stopped or "",
+        best_step=progress.best_step,
+        n_tokens=progress.n_tokens,
+        n_input_tokens=progress.n_input_tokens,
+        n_computed_tokens=progress.n_computed_tokens,
+        seconds=progress.seconds,
+        path=decoder.path,
+        checks=tuple(
+            Check(step=s, nll=nll, train_nll=train_nll.get(s), best=s == progress.best_step)
+            for s, nll in progress.checks
+        ),
+        curve=curve,
+    )

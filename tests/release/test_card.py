@@ -1,0 +1,113 @@
+"""The model card is Hugging Face's form, holds the measured numbers, and hides no failure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from evidence import FAILED, HOSTILE, PASSES, evaluation, everything, hostile, recipe
+from ruamel.yaml import YAML
+
+from luthier.release.card import fence, inline, model_card, worst_slices
+
+
+def front_of(card: str) -> dict:
+    return YAML(typ="safe", pure=True).load(re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)[1])
+
+
+@pytest.fixture(params=everything())
+def evidence(request):
+    return everything()[request.param]
+
+
+def test_every_card_has_its_parts(evidence):
+    card = model_card(evidence)
+    heads = re.findall(r"^## (.*)$", re.sub(r"^(`{3,}).*?^\1$", "", card, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    assert heads == [
+        "Intended use",
+        "How to load",
+        "Training data",
+        "Training procedure",
+        "Results",
+        "Limits, as measured",
+    ]
+    assert evidence.verdict.outcome in card
+    front = front_of(card)
+    assert {"library_name", "license", "tags", "datasets", "model-index"} <= set(front)
+
+
+def test_front_matter_has_real_numbers():
+    front = front_of(model_card(PASSES))
+    assert front["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert front["license"] == "unknown" and front["library_name"] == "peft"
+    metrics = {m["type"]: m["value"] for m in front["model-index"][0]["results"][0]["metrics"]}
+    assert metrics["exact_match"] == 0.463 and metrics["perplexity"] == 6.71
+    assert front_of(model_card(PASSES, license="apache-2.0"))["license"] == "apache-2.0"
+
+
+def test_undefined_numbers_stay_out_of_the_front_matter():
+    assert front_of(model_card(everything()["nothing"]))["model-index"][0]["results"][0]["metrics"] == []
+
+
+def test_a_local_folder_is_no_base_model_of_the_hub():
+    local = replace(PASSES, environment={}, recipe=recipe(model={"base": "/home/me/models/x"}))
+    assert "base_model" not in front_of(model_card(local))
+
+
+def test_full_fine_tuning_loads_without_peft():
+    full = replace(PASSES, recipe=recipe(model={"adapt": {"method": "full"}}))
+    card = model_card(full)
+    assert front_of(card)["library_name"] == "transformers"
+    assert "PeftModel" not in card
+
+
+def test_the_loading_code_compiles(evidence):
+    code = re.search(r"```python\n(.*?)\n```", model_card(evidence), re.DOTALL)[1]
+    compile(code, "card", "exec")
+
+
+def test_limits_come_from_measured_failures():
+    card = model_card(FAILED)
+    limits = card[card.index("## Limits") :]
+    assert "general\\_perplexity: higher by 0.32 (worse), interval 0.11 to 0.53 higher (beyond chance" in limits
+    assert "must\\_contain: lower by 0.03 (worse)" in limits and "may be chance" in limits
+    assert "topic = opening hours" in limits and "language = es" in limits
+    assert "in language = es. " in limits and "more samples" in limits
+    assert "48 wins, 19 losses" in limits and limits.count("Example ") == 2
+    assert "Other seeds" in limits
+
+
+def test_worst_slices_are_ordered_by_how_sure_the_loss_is():
+    assert [(s, v) for s, v, _ in worst_slices(PASSES)] == [("topic", "opening hours"), ("language", "es")]
+
+
+def test_silence_about_forgetting_is_named():
+    metrics = {k: v for k, v in PASSES.evaluation.metrics.items() if k != "general_perplexity"}
+    assert "**Forgetting** was not measured." in model_card(replace(PASSES, evaluation=evaluation(metrics=metrics)))
+
+
+def test_hostile_text_stays_text():
+    card = model_card(hostile())
+    outside = re.sub(r"^(`{3,})[a-z]*\n.*?^\1$", "", card.split("\n---\n", 1)[1], flags=re.DOTALL | re.MULTILINE)
+    assert "<script" not in outside and "](http" not in outside.replace("\\]", "")
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e]", card)
+    assert "60,1" in card and len(card) < 20_000, "long examples are cut, and their length is told"
+
+
+def test_a_fence_is_longer_than_any_inside():
+    assert fence("a\n````\nb").startswith("`````text\n")
+
+
+def test_inline_escapes_markdown_and_html():
+    shown = inline(HOSTILE)
+    assert "<" not in shown and "\n" not in shown and "\x00" not in shown
+    assert not re.search(r"(?<!\\)[`*\[\]|]", shown)
+
+
+def test_the_card_is_one_that_hugging_face_reads():
+    hub = pytest.importorskip("huggingface_hub")
+    pytest.importorskip("yaml")
+    data = hub.ModelCard(model_card(PASSES)).data
+    assert data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert {r.metric_type for r in data.eval_results} >= {"exact_match", "perplexity"}

@@ -1,0 +1,160 @@
+"""The verdict's table, edge by edge, and the words that come with it."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import Any
+
+import pytest
+
+from luthier.recipe import Rule
+from luthier.records import Comparison, Outcome, RuleResult
+from luthier.release.gate import judge, judge_rule
+
+E = 1e-9
+
+
+def seen(low: float, high: float, **changes: Any) -> Comparison:
+    fields: dict[str, Any] = {
+        "metric": "rouge", "higher_is_better": True, "value": 0.5 + (low + high) / 2, "baseline": 0.5,
+        "delta": (low + high) / 2, "low": low, "high": high, "p": 0.5, "n": 200, "n_clusters": 200, "wins": 1,
+        "losses": 1, "ties": 198, "min_detectable": 0.1, "value_low": 0.4, "value_high": 0.6, "baseline_low": 0.4,
+        "baseline_high": 0.6,
+    }  # fmt: skip
+    return Comparison(**fields | changes)
+
+
+def rule(must: str, **changes: Any) -> Rule:
+    return Rule(metric="rouge", must=must, **changes)
+
+
+@pytest.mark.parametrize(
+    ("must", "settings", "low", "high", "outcome"),
+    [
+        ("beat_baseline", {}, 0.01, 0.05, "PASS"),
+        ("beat_baseline", {}, 0.0, 0.05, "UNDERPOWERED"),
+        ("beat_baseline", {}, E, 0.05, "PASS"),
+        ("beat_baseline", {}, -0.01, 0.05, "UNDERPOWERED"),
+        ("beat_baseline", {}, -0.05, 0.0, "FAIL"),
+        ("beat_baseline", {}, -0.05, E, "UNDERPOWERED"),
+        ("beat_baseline", {}, -0.05, -0.01, "FAIL"),
+        ("beat_baseline", {"by_points": 0.02}, 0.02, 0.05, "UNDERPOWERED"),
+        ("beat_baseline", {"by_points": 0.02}, 0.02 + E, 0.05, "PASS"),
+        ("beat_baseline", {"by_points": 0.02}, 0.01, 0.02, "FAIL"),
+        ("beat_baseline", {"by_relative": 0.1}, 0.05, 0.09, "UNDERPOWERED"),  # of the baseline, 0.5
+        ("beat_baseline", {"by_relative": 0.1}, 0.05 + E, 0.09, "PASS"),
+        ("beat_baseline", {"min_effect": 0.04}, -0.01, 0.03, "FAIL"),
+        ("beat_baseline", {"min_effect": 0.04}, -0.01, 0.04, "UNDERPOWERED"),
+        ("beat_baseline", {"min_effect": 0.04}, 0.01, 0.03, "PASS"),  # a shown gain is one, however small
+        ("not_regress", {}, E, 0.05, "PASS"),
+        ("not_regress", {}, 0.0, 0.05, "UNDERPOWERED"),
+        ("not_regress", {}, -0.05, 0.0, "UNDERPOWERED"),
+        ("not_regress", {}, -0.05, -E, "FAIL"),
+        ("not_regress", {"by_points": 0.03}, -0.03 + E, -0.01, "PASS"),  # worse, and shown to be by less than m
+        ("not_regress", {"by_points": 0.03}, -0.03, 0.01, "UNDERPOWERED"),
+        ("not_regress", {"by_points": 0.03}, -0.05, -0.03, "UNDERPOWERED"),
+        ("not_regress", {"by_points": 0.03}, -0.05, -0.03 - E, "FAIL"),
+        ("not_regress", {"by_relative": 0.06}, -0.03 + E, 0.0, "PASS"),
+        ("not_regress", {"by_points": 0.03}, 0.0, 0.0, "PASS"),  # identical models
+        ("not_regress", {}, 0.0, 0.0, "UNDERPOWERED"),
+        ("beat_baseline", {}, 0.0, 0.0, "FAIL"),
+    ],
+)
+def test_the_table(must: str, settings: dict[str, float], low: float, high: float, outcome: Outcome) -> None:
+    assert judge_rule(rule(must, **settings), seen(low, high)).outcome == outcome
+
+
+@pytest.mark.parametrize("must", ["beat_baseline", "not_regress"])
+@pytest.mark.parametrize("ends", [(0.1, 0.2), (-0.2, 0.1), (-0.2, -0.1)])
+def test_trouble_leaves_every_rule_open_and_says_why(must: str, ends: tuple[float, float]) -> None:
+    result = judge_rule(rule(must), seen(*ends, trouble="12 independent samples are too few"))
+    assert result.outcome == "UNDERPOWERED"
+    assert result.why.endswith("cannot be relied on: 12 independent samples are too few")
+
+
+def test_the_margin_is_relative_to_the_size_of_the_baseline() -> None:
+    below_zero = seen(-0.04, 0.1, baseline=-0.5)
+    assert judge_rule(rule("not_regress", by_relative=0.1), below_zero).required == pytest.approx(-0.05)
+    assert judge_rule(rule("beat_baseline", by_relative=0.1), below_zero).required == pytest.approx(0.05)
+    assert math.copysign(1, judge_rule(rule("not_regress"), below_zero).required) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (rule("beat_baseline"), "rouge must beat the baseline"),
+        (rule("beat_baseline", by_points=0.02), "rouge must beat the baseline by more than 0.02"),
+        (
+            rule("beat_baseline", by_relative=0.05, min_effect=0.1),
+            "rouge must beat the baseline by more than 5% of the baseline (a gain below 0.1 does not count)",
+        ),
+        (rule("not_regress"), "rouge must not get worse"),
+        (rule("not_regress", by_points=0.03), "rouge must not get worse by 0.03 or more"),
+        (rule("not_regress", by_relative=0.05), "rouge must not get worse by 5% of the baseline or more"),
+    ],
+)
+def test_a_rule_in_words(given: Rule, words: str) -> None:
+    assert judge_rule(given, seen(-0.1, 0.1)).rule == words
+    assert judge_rule(given, seen(-0.1, 0.1), "language = de").rule == f"{words}, in language = de"
+
+
+def test_the_words_name_the_samples_that_a_rule_speaks_of() -> None:
+    given = rule("beat_baseline", where={"kind": "unseen_fact"})
+    assert judge_rule(given, seen(0.1, 0.2)).rule == "rouge must beat the baseline, where kind = unseen_fact"
+
+
+def test_the_reason_gives_the_numbers() -> None:
+    result = judge_rule(rule("beat_baseline"), seen(0.012, 0.056))
+    assert result.why == (
+        "0.534 against 0.5, a gain of 0.034 (signed so that more is better, between +0.012 and +0.056; n = 200): "
+        "the low end is above 0"
+    )
+    assert "the high end is not above 0" in judge_rule(rule("beat_baseline"), seen(-0.1, 0.0)).why
+    assert "the high end is below -0.03" in judge_rule(rule("not_regress", by_points=0.03), seen(-0.1, -0.05)).why
+    assert "the least gain that counts, +0.2" in judge_rule(rule("beat_baseline", min_effect=0.2), seen(-0.1, 0.1)).why
+
+
+@pytest.mark.parametrize(
+    ("must", "points", "ends", "says"),
+    [  # in each, the gap to the margin is half of the half-width: four times the samples, 600 more than 200
+        ("beat_baseline", 0.0, (-0.01, 0.03), "about 600 more samples would settle it as PASS"),
+        ("beat_baseline", 0.0, (-0.03, 0.01), "about 600 more samples would settle it as FAIL"),
+        ("not_regress", 0.03, (-0.05, 0.03), "about 600 more samples would settle it as PASS"),
+        ("not_regress", 0.0, (-0.1, 0.1), "too close"),
+    ],
+)
+def test_an_open_rule_says_how_many_more_samples(
+    must: str, points: float, ends: tuple[float, float], says: str
+) -> None:
+    assert says in judge_rule(rule(must, by_points=points), seen(*ends)).why
+
+
+@pytest.mark.parametrize(
+    ("must", "points", "says"),
+    [
+        ("beat_baseline", 0.0, "do the same on every sample"),
+        ("not_regress", 0.03, "a change in fewer than about 1.5% of cases can go unseen"),
+        ("not_regress", 0.0, "give by_points"),
+    ],
+)
+def test_identical_models_in_words(must: str, points: float, says: str) -> None:
+    assert says in judge_rule(rule(must, by_points=points), seen(0, 0)).why
+
+
+def test_one_failure_fails_and_one_open_rule_leaves_it_open() -> None:
+    results: dict[str, RuleResult] = {
+        "PASS": judge_rule(rule("beat_baseline"), seen(0.1, 0.2)),
+        "FAIL": judge_rule(rule("beat_baseline"), seen(-0.2, -0.1)),
+        "UNDERPOWERED": judge_rule(rule("beat_baseline"), seen(-0.2, 0.1)),
+    }
+    for outcomes in product(results, repeat=3):
+        expected = next(o for o in ("FAIL", "UNDERPOWERED", "PASS") if o in outcomes)
+        verdict = judge([results[o] for o in outcomes])
+        assert verdict.outcome == expected
+        assert [r.outcome for r in verdict.rules] == list(outcomes)
+
+
+def test_a_rule_is_judged_on_its_own_metric() -> None:
+    with pytest.raises(AssertionError, match="a rule on rouge judged by bleu"):
+        judge_rule(rule("beat_baseline"), seen(0, 1, metric="bleu"))

@@ -1,0 +1,112 @@
+"""Plots are well-formed, titled, and draw what they are given wherever the numbers lie."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from xml.etree import ElementTree
+
+import pytest
+from evidence import HOSTILE, NAN
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luthier.release import plots
+
+NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
+
+
+def coordinates(svg: str) -> list[float]:
+    found = re.findall(r'\s(?:x1|x2|y1|y2|cx|cy|x|y|width|height)="([^"%]+)"', svg)
+    path = [
+        n
+        for points in re.findall(r'\s(?:points|d)="([^"]+)"', svg)
+        for n in re.findall(r"-?[\d.]+(?:e-?\d+)?|nan|inf", points)
+    ]
+    return [float(n) for n in found + path]
+
+
+@given(NUMBERS, NUMBERS, NUMBERS, st.none() | st.floats(allow_nan=False, allow_infinity=False))
+def test_interval_plot_is_well_formed_whatever_the_numbers(value, low, high, required):
+    svg = plots.interval_plot((value, low, high), required)
+    assert ElementTree.fromstring(svg).find("title") is not None
+    assert all(math.isfinite(n) for n in coordinates(svg))
+
+
+@given(st.tuples(NUMBERS, NUMBERS, NUMBERS), st.tuples(NUMBERS, NUMBERS, NUMBERS))
+def test_pair_plot_is_well_formed_whatever_the_numbers(baseline, tuned):
+    svg = plots.pair_plot(baseline, tuned)
+    ElementTree.fromstring(svg)
+    assert all(math.isfinite(n) for n in coordinates(svg))
+
+
+@given(st.lists(st.tuples(NUMBERS, NUMBERS), max_size=20))
+def test_line_chart_is_well_formed_whatever_the_points(points):
+    svg = plots.line_chart(
+        [plots.Series("training", points, "base")], x_label="step", y_label="nll", mark=(NAN, 1.0, "best")
+    )
+    ElementTree.fromstring(svg)
+    assert all(math.isfinite(n) for n in coordinates(svg))
+
+
+def test_the_dot_lies_between_its_ends_and_right_is_better():
+    svg = plots.interval_plot((0.2, 0.1, 0.3), 0.0)
+    dot = float(re.search(r'<circle cx="([\d.]+)"', svg)[1])
+    low, high = (float(x) for x in re.search(r"M([\d.]+) [\d.]+v8M.*?H([\d.]+)M", svg).groups())
+    zero = float(re.search(r'class="zero"><line x1="([\d.]+)"', svg)[1])
+    assert zero < low < dot < high
+    assert "better" in svg and "limit" in svg
+
+
+def test_limit_is_drawn_at_its_place():
+    at = [
+        float(re.search(r'<line x1="([\d.]+)"[^>]*dasharray', plots.interval_plot((0.2, -0.1, 0.3), r))[1])
+        for r in (-0.05, 0.0, 0.15)
+    ]
+    assert at == sorted(at) and len(set(at)) == 3
+
+
+@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e6))
+def test_ticks_are_round_inside_and_even(low, width):
+    ticks = plots.nice_ticks(low, low + width)
+    assert 2 <= len(ticks) <= 7
+    assert all(low - width * 1e-6 <= t <= low + width * (1 + 1e-6) for t in ticks)
+    gaps = [b - a for a, b in itertools.pairwise(ticks)]
+    assert max(gaps) == pytest.approx(min(gaps), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ticks", "signed", "labels"),
+    [
+        ([-0.05, 0.0, 0.05], True, ["−0.05", "0", "+0.05"]),
+        ([0, 1000, 2000], False, ["0", "1,000", "2,000"]),
+        ([], False, []),
+    ],
+)
+def test_tick_labels(ticks, signed, labels):
+    assert plots.tick_labels(ticks, signed=signed) == labels
+
+
+def test_words_are_escaped_and_control_characters_shown():
+    svg = plots.line_chart(
+        [plots.Series(HOSTILE, [(0, 1), (1, 2)], "base")],
+        x_label=HOSTILE,
+        y_label=HOSTILE,
+        mark=(1, 2, HOSTILE),
+        label=HOSTILE,
+    )
+    assert "<script" not in svg and "\x00" not in svg and "\u202e" not in svg
+    ElementTree.fromstring(svg)
+
+
+def test_shares_add_up_to_the_whole_width():
+    svg = plots.share_bar(10, 70, 20, width=200)
+    widths = [float(w) + 1 for w in re.findall(r'<rect [^>]*?width="([\d.]+)"', svg)]
+    assert widths == [20, 140, 40]
+    ElementTree.fromstring(plots.share_bar(0, 0, 0))
+
+
+def test_everything_is_drawn_in_current_color():
+    svg = plots.interval_plot((0.2, 0.1, 0.3), 0.0) + plots.pair_plot((1, 0, 2), (2, 1, 3)) + plots.share_bar(1, 2, 3)
+    assert set(re.findall(r'(?:fill|stroke)="([^"]+)"', svg)) <= {"currentColor", "none"}
