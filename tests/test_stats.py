@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from luthier.errors import UserError
@@ -16,6 +16,7 @@ from luthier.metric import Floats, MeanMetric, Sample
 from luthier.records import Comparison
 from luthier.stats import MIN_CLUSTERS, compare, holm, mcnemar_exact, wilson
 
+untimed = settings(deadline=None)
 SCORE = MeanMetric("score", lambda s: float(s.answer) if s.answer else None)
 
 
@@ -74,6 +75,7 @@ def sides(rows: Sequence[tuple[float, float, int]]) -> tuple[list[Sample], list[
     return scored([t for t, _, _ in rows], clusters), scored([b for _, b, _ in rows], clusters)
 
 
+@untimed
 @given(ROWS)
 def test_swapping_the_models_mirrors_the_comparison(rows: list[tuple[float, float, int]]) -> None:
     tuned, baseline = sides(rows)
@@ -86,6 +88,7 @@ def test_swapping_the_models_mirrors_the_comparison(rows: list[tuple[float, floa
     assert (there.trouble is None) == (back.trouble is None)
 
 
+@untimed
 @given(ROWS, st.randoms(use_true_random=False))
 def test_the_order_of_samples_does_not_matter(rows: list[tuple[float, float, int]], random) -> None:  # type: ignore[no-untyped-def]
     pairs = list(zip(*sides(rows), strict=True))
@@ -95,6 +98,7 @@ def test_the_order_of_samples_does_not_matter(rows: list[tuple[float, float, int
     assert numbers(after) == pytest.approx(numbers(before), rel=1e-9, abs=1e-9)
 
 
+@untimed
 @given(ROWS, st.sampled_from([0.8, 0.9, 0.95, 0.99]))
 def test_the_p_value_and_the_interval_agree(rows: list[tuple[float, float, int]], confidence: float) -> None:
     c = compared(*sides(rows), confidence)
@@ -103,6 +107,7 @@ def test_the_p_value_and_the_interval_agree(rows: list[tuple[float, float, int]]
     assert c.low <= c.delta <= c.high and 0 <= c.p <= 1
 
 
+@untimed
 @given(ROWS)
 def test_every_number_is_finite_and_survives_the_disk(rows: list[tuple[float, float, int]]) -> None:
     c = compared(*sides(rows))
@@ -112,6 +117,7 @@ def test_every_number_is_finite_and_survives_the_disk(rows: list[tuple[float, fl
     assert c.value_low <= c.value <= c.value_high and c.baseline_low <= c.baseline <= c.baseline_high
 
 
+@untimed
 @given(ROWS)
 def test_twice_as_many_alike_clusters_narrow_the_interval(rows: list[tuple[float, float, int]]) -> None:
     once = compared(*sides(rows))
@@ -136,6 +142,7 @@ def test_one_metric_does_not_depend_on_what_was_compared_before() -> None:
     assert compared(tuned, baseline) == first
 
 
+@untimed
 @given(st.lists(GRADE, min_size=1, max_size=50))
 def test_identical_models_tie(scores: list[float]) -> None:
     c = compared(scored(scores), scored(scores))
@@ -291,6 +298,7 @@ def test_holm_steps_down() -> None:
     assert holm([]) == []
 
 
+@untimed
 @given(st.lists(st.floats(0, 1), max_size=8))
 def test_holm_raises_every_p_and_keeps_their_order(p_values: list[float]) -> None:
     adjusted = holm(p_values)
@@ -299,6 +307,7 @@ def test_holm_raises_every_p_and_keeps_their_order(p_values: list[float]) -> Non
     assert all(np.diff(np.array(adjusted)[order]) >= 0)
 
 
+@untimed
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_is_the_exact_sign_test(wins: int, losses: int) -> None:
     from scipy.stats import binomtest

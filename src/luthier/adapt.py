@@ -28,7 +28,12 @@ def adapt(model: nn.Module, how: Adapt, base: Base, seed: int) -> nn.Module:
         adapted = get_peft_model(model, config)
     except ValueError as error:
         names = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-        raise ModelError.of("LU-M010", f"model.adapt.target: {how.target}", str(error).splitlines()[0], did_you_mean(str(how.target), names)) from None
+        raise ModelError.of(
+            "LU-M010",
+            f"model.adapt.target: {how.target}",
+            str(error).splitlines()[0],
+            did_you_mean(str(how.target), names),
+        ) from None
     adapted.peft_config["default"].base_model_name_or_path = base.public_name
     return adapted  # type: ignore[no-any-return]
 

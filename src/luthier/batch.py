@@ -56,7 +56,10 @@ class Batch:
         return sum(int(self.positions[stop - 1]) + 1 for _, stop in self.leaf)
 
     def to(self, device: torch.device) -> Batch:
-        moved = {n: getattr(self, n).to(device) for n in ("ids", "positions", "predict_at", "targets", "weights", "edge", "example")}
+        moved = {
+            n: getattr(self, n).to(device)
+            for n in ("ids", "positions", "predict_at", "targets", "weights", "edge", "example")
+        }
         return Batch(**moved, segments=self.segments, leaf=self.leaf, names=self.names)
 
     def per_example(self, per_edge: Tensor) -> Tensor:

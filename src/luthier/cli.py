@@ -18,17 +18,24 @@ from luthier import __version__, interrupts
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
-    from luthier.lifecycle import Run
+    from luthier.lifecycle import Run, Stage
     from luthier.progress import Reporter
 
 app = typer.Typer(
-    name="luthier", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="luthier",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="Fine-tunes language models and proves what the fine-tuning did.",
 )
 
-Target = Annotated[str, typer.Argument(help="A recipe.yaml, a data file or folder, or a run's folder.", metavar="RECIPE_OR_DATA")]
+Target = Annotated[
+    str, typer.Argument(help="A recipe.yaml, a data file or folder, or a run's folder.", metavar="RECIPE_OR_DATA")
+]
 RunName = Annotated[str, typer.Argument(help="A run: its folder, its name, or the start of its name.", metavar="RUN")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: train.epochs=1", metavar="SETTING=VALUE")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a setting: train.epochs=1", metavar="SETTING=VALUE")
+]
 MaxMinutes = Annotated[float | None, typer.Option(help="Stop training within this time (train.max_minutes).")]
 Workspace = Annotated[Path, typer.Option(help="Where runs lie.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
@@ -58,7 +65,8 @@ def main() -> None:
         last = traceback.extract_tb(error.__traceback__)[-1]
         _fail(
             f"LU-X000 a defect of Luthier: {type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})\n"
-            "    -> LUTHIER_DEBUG=1 shows the traceback; please report it", 1,
+            "    -> LUTHIER_DEBUG=1 shows the traceback; please report it",
+            1,
         )
 
 
@@ -102,9 +110,12 @@ def init(
 
 @app.command()
 def check(
-    target: Target, settings: Set = None, rows: Annotated[int, typer.Option(help="Rows whose loss mask is shown.")] = 3,
+    target: Target,
+    settings: Set = None,
+    rows: Annotated[int, typer.Option(help="Rows whose loss mask is shown.")] = 3,
     show_mask: Annotated[bool, typer.Option("--show-mask/--no-mask", help="Show which tokens are learned.")] = True,
-    as_json: Json = False, quiet: Quietly = False,
+    as_json: Json = False,
+    quiet: Quietly = False,
 ) -> None:
     """Load everything, audit the data, show the loss mask; train nothing."""
     import tempfile
@@ -113,27 +124,37 @@ def check(
 
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
-        recipe, audit = lifecycle.check(target, overrides=tuple(settings or ()), out=out, report=_reporter(quiet or as_json))
+        recipe, base, audit = lifecycle.check(
+            target, overrides=tuple(settings or ()), out=out, report=_reporter(quiet or as_json)
+        )
         if not as_json:
             show.audit(audit)
             show.plan(recipe, audit)
             if show_mask:
-                show.masks(recipe, out, rows)
+                show.masks(base, out, rows)
     if as_json:
         print(json.dumps({"audit": audit.model_dump(mode="json"), "steps": show.n_steps(recipe, audit)}))
 
 
-def _until(stage: str, doc: str) -> None:
+def _until(stage: Stage, doc: str) -> None:
     """Add the verb that works up to and including `stage`."""
 
     def verb(
-        target: Target, settings: Set = None, max_minutes: MaxMinutes = None, workspace: Workspace = RUNS,
-        as_json: Json = False, quiet: Quietly = False,
+        target: Target,
+        settings: Set = None,
+        max_minutes: MaxMinutes = None,
+        workspace: Workspace = RUNS,
+        as_json: Json = False,
+        quiet: Quietly = False,
     ) -> None:
         from luthier import lifecycle
 
         run = lifecycle.run(
-            target, overrides=_minutes(settings, max_minutes), workspace=workspace, until=stage, report=_reporter(quiet)  # type: ignore[arg-type]
+            target,
+            overrides=_minutes(settings, max_minutes),
+            workspace=workspace,
+            until=stage,
+            report=_reporter(quiet),
         )
         print(json.dumps({"run": str(run.folder), "stage": stage}) if as_json else f"{stage}: {run.folder / stage}")
 
@@ -146,7 +167,13 @@ _until("evaluate", "Prepare and train, then compare the model with its base.")
 
 
 def _finished(
-    target: str, settings: list[str] | None, max_minutes: float | None, workspace: Path, require_pass: bool, as_json: bool, quiet: bool
+    target: str,
+    settings: list[str] | None,
+    max_minutes: float | None,
+    workspace: Path,
+    require_pass: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     from luthier import lifecycle, show
 
@@ -166,8 +193,13 @@ RequirePass = Annotated[bool, typer.Option("--require-pass", help="Exit with 3 u
 
 @app.command()
 def release(
-    target: Target, settings: Set = None, max_minutes: MaxMinutes = None, workspace: Workspace = RUNS,
-    require_pass: RequirePass = False, as_json: Json = False, quiet: Quietly = False,
+    target: Target,
+    settings: Set = None,
+    max_minutes: MaxMinutes = None,
+    workspace: Workspace = RUNS,
+    require_pass: RequirePass = False,
+    as_json: Json = False,
+    quiet: Quietly = False,
 ) -> None:
     """Everything up to the verdict, the report, the model card and the exported model."""
     _finished(target, settings, max_minutes, workspace, require_pass, as_json, quiet)
@@ -175,8 +207,13 @@ def release(
 
 @app.command()
 def run(
-    target: Target, settings: Set = None, max_minutes: MaxMinutes = None, workspace: Workspace = RUNS,
-    require_pass: RequirePass = False, as_json: Json = False, quiet: Quietly = False,
+    target: Target,
+    settings: Set = None,
+    max_minutes: MaxMinutes = None,
+    workspace: Workspace = RUNS,
+    require_pass: RequirePass = False,
+    as_json: Json = False,
+    quiet: Quietly = False,
 ) -> None:
     """All of it: data in, verdict out. Goes on where an earlier run stopped."""
     _finished(target, settings, max_minutes, workspace, require_pass, as_json, quiet)
@@ -197,7 +234,8 @@ def compare(first: RunName, second: RunName, workspace: Workspace = RUNS, as_jso
 
 @app.command()
 def chat(
-    name: RunName, workspace: Workspace = RUNS,
+    name: RunName,
+    workspace: Workspace = RUNS,
     base: Annotated[bool, typer.Option("--base", help="Talk to the base model instead.")] = False,
     say: Annotated[list[str] | None, typer.Option(help="Say this and print the answer; may be repeated.")] = None,
 ) -> None:

@@ -26,6 +26,8 @@ from luthier.conversation import Conversation, Message
 from luthier.errors import DataError, ModelError, printable
 
 # Private-use code points: absent from real text; a row that holds them is refused (LU-D052).
+Fail = Callable[..., DataError]
+
 GUARD, OPEN, CLOSE = "\uf8f0", "\uf8f1", "\uf8f2"
 
 
@@ -51,9 +53,13 @@ class Encoder:
     def __init__(self, tokenizer: Any, max_tokens: int | None = None) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
-            raise ModelError.of("LU-M020", type(tokenizer).__name__, "is not a fast tokenizer", "use a base model with a tokenizer.json")
+            raise ModelError.of(
+                "LU-M020", type(tokenizer).__name__, "is not a fast tokenizer", "use a base model with a tokenizer.json"
+            )
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
-        added = {str(token): (id_, token.special) for id_, token in tokenizer.added_tokens_decoder.items() if str(token)}
+        added = {
+            str(token): (id_, token.special) for id_, token in tokenizer.added_tokens_decoder.items() if str(token)
+        }
         self._special = {name for name, (_, special) in added.items() if special}
         self._all = set(added)
         self._private = {name: f"{OPEN}{i}{CLOSE}" for i, name in enumerate(added)}
@@ -63,7 +69,7 @@ class Encoder:
 
     def __call__(self, conversation: Conversation) -> Encoded:
         """Raises DataError with one of LU-D046, LU-D047, LU-D050, LU-D052, LU-D054, LU-D055."""
-        fail = partial(DataError.of, where=conversation.source)
+        fail: Fail = partial(DataError.of, where=conversation.source)
         if any(c in m.content for m in conversation.messages for c in (GUARD, OPEN, CLOSE)):
             raise fail("LU-D052", found="holds the private-use characters U+F8F0 to U+F8F2", advice="remove them")
         if conversation.messages[0].role == "text":
@@ -73,19 +79,28 @@ class Encoder:
             ids, learn = self._tokenise(text, learned)
         encoded = Encoded(ids, learn, conversation.id, conversation.source)
         if self.max_tokens and len(ids) > self.max_tokens:
-            raise fail("LU-D046", found=f"is {len(ids)} tokens long, over the limit of {self.max_tokens}", advice="raise data.max_tokens or shorten the row; nothing is cut")
+            raise fail(
+                "LU-D046",
+                found=f"is {len(ids)} tokens long, over the limit of {self.max_tokens}",
+                advice="raise data.max_tokens or shorten the row; nothing is cut",
+            )
         if encoded.n_learned == 0:
-            raise fail("LU-D047", found="has no token to learn", advice="no assistant message is learned, or the answer is empty")
+            raise fail(
+                "LU-D047",
+                found="has no token to learn",
+                advice="no assistant message is learned, or the answer is empty",
+            )
         return encoded
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids (T,) after which the model writes the assistant's next message."""
-        text = self._render(self._guarded(messages), True, partial(DataError.of, where="prompt"))
+        fail: Fail = partial(DataError.of, where="prompt")
+        text = self._render(self._guarded(messages), True, fail)
         return self._tokenise(text, [False] * len(text))[0]
 
     # -- rendering -------------------------------------------------------------------------------------
 
-    def _render_with_mask(self, conversation: Conversation, fail: Callable[..., DataError]) -> tuple[str, list[bool]]:
+    def _render_with_mask(self, conversation: Conversation, fail: Fail) -> tuple[str, list[bool]]:
         """The guarded rendering and, per character, whether it is learned."""
         messages = self._guarded(conversation.messages)
         text = self._render(messages, False, fail)
@@ -103,25 +118,37 @@ class Encoder:
             for m in messages
         ]
 
-    def _render(self, messages: list[dict[str, str]], generation_prompt: bool, fail: Callable[..., DataError]) -> str:
+    def _render(self, messages: list[dict[str, str]], generation_prompt: bool, fail: Fail) -> str:
         if not getattr(self.tokenizer, "chat_template", None):
-            raise fail("LU-D054", found="the base model's tokenizer has no chat template", advice="use an instruction-tuned base, or data with a `text` column")
+            raise fail(
+                "LU-D054",
+                found="the base model's tokenizer has no chat template",
+                advice="use an instruction-tuned base, or data with a `text` column",
+            )
         try:
-            rendered: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+            rendered: str = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generation_prompt
+            )
         except Exception as error:  # a template may raise anything
-            raise fail("LU-D054", found=f"the chat template refuses this conversation: {printable(str(error))}") from None
+            raise fail(
+                "LU-D054", found=f"the chat template refuses this conversation: {printable(str(error))}"
+            ) from None
         return rendered
 
-    def _check_turns(self, messages: list[dict[str, str]], text: str, fail: Callable[..., DataError]) -> None:
+    def _check_turns(self, messages: list[dict[str, str]], text: str, fail: Fail) -> None:
         """Every message must stand in the rendering, in order."""
         place = 0
         for i, message in enumerate(messages):
             found = text.find(message["content"].strip(), place)
             if found < 0:
-                raise fail("LU-D055", found=f"the chat template drops or rewrites message {i} ({message['role']})", advice="use a base whose template takes this role")
+                raise fail(
+                    "LU-D055",
+                    found=f"the chat template drops or rewrites message {i} ({message['role']})",
+                    advice="use a base whose template takes this role",
+                )
             place = found + len(message["content"].strip())
 
-    def _span(self, messages: list[dict[str, str]], i: int, text: str, fail: Callable[..., DataError]) -> tuple[int, int]:
+    def _span(self, messages: list[dict[str, str]], i: int, text: str, fail: Fail) -> tuple[int, int]:
         """Where message i and the token that ends its turn stand in the rendering."""
         start = None
         if messages[i]["role"] == "assistant":
@@ -134,12 +161,22 @@ class Encoder:
             other = self._render([*messages[:i], {**messages[i], "content": stand_in}, *messages[i + 1 :]], False, fail)
             start = other.find(stand_in)
             if start < 0 or not text.startswith(other[:start]):
-                raise fail("LU-D055", found=f"cannot tell where the chat template puts message {i}", advice="use a base with a simpler template")
+                raise fail(
+                    "LU-D055",
+                    found=f"cannot tell where the chat template puts message {i}",
+                    advice="use a base with a simpler template",
+                )
         body = messages[i]["content"].strip()
         content_stop = text.index(body, start) + len(body)
-        end = next((m.end() for m in self._added_pattern.finditer(text, content_stop) if m.group() in self._special), None)
+        end = next(
+            (m.end() for m in self._added_pattern.finditer(text, content_stop) if m.group() in self._special), None
+        )
         if end is None:
-            raise fail("LU-D050", found="the chat template ends the assistant's turn with no special token", advice="the model would never learn to stop; use a base with a chat template that ends turns")
+            raise fail(
+                "LU-D050",
+                found="the chat template ends the assistant's turn with no special token",
+                advice="the model would never learn to stop; use a base with a chat template that ends turns",
+            )
         return start, end
 
     # -- tokens ----------------------------------------------------------------------------------------
@@ -204,5 +241,5 @@ def _twin(backend: Any, private: dict[str, str], ids: dict[str, int]) -> tuple[A
         token["content"] = private.get(token["content"], token["content"])
     settings["post_processor"] = None  # ours is text without BOS; also, ByteLevel would trim the offsets
     settings["truncation"] = settings["padding"] = None
-    twin = Tokenizer.from_str(json.dumps(settings))
+    twin: Any = Tokenizer.from_str(json.dumps(settings))
     return twin, {twin.token_to_id(alias): ids[name] for name, alias in private.items()}

@@ -5,6 +5,7 @@
     |   |-- RecipeError          LU-R...  the recipe
     |   |-- DataError            LU-D...  data files and rows
     |   |-- ModelError           LU-M...  base models, adapters, tokenizers
+    |   |-- EvaluationError      LU-E...  metrics, rules, comparisons
     |   `-- RunError             LU-U...  run folders and commands
     `-- Stopped        (exit 4)  LU-S...  a rule stopped the run: diverged, every checkpoint corrupt
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class LuthierError(Exception):
         super().__init__("\n".join(map(str, problems)))
 
     @classmethod
-    def of(cls, code: str, where: str, found: str, advice: str = "") -> LuthierError:
+    def of(cls, code: str, where: str, found: str, advice: str = "") -> Self:
         return cls(Problem(code, where, found, advice))
 
 
@@ -60,6 +62,10 @@ class DataError(UserError):
 
 
 class ModelError(UserError):
+    pass
+
+
+class EvaluationError(UserError):
     pass
 
 

@@ -23,7 +23,12 @@ ROWS_AT_ONCE = 32
 
 @torch.no_grad()
 def generate(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_ids: Collection[int], advance: Advance
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    end_ids: Collection[int],
+    advance: Advance,
 ) -> list[list[int]]:
     """The most likely continuation of each prompt, without the end token, at most `max_new_tokens` long."""
     decoder.model.eval()
@@ -34,7 +39,9 @@ def generate(
     for at in range(0, len(order), ROWS_AT_ONCE):
         rows = order[at : at + ROWS_AT_ONCE]
         suffixes = [list(prompts[i][len(prefix) :]) for i in rows]
-        for i, answer in zip(rows, _decode(decoder, cache, len(prefix), suffixes, max_new_tokens, end_ids), strict=True):
+        for i, answer in zip(
+            rows, _decode(decoder, cache, len(prefix), suffixes, max_new_tokens, end_ids), strict=True
+        ):
             answers[i] = answer
         advance(len(rows))
     return answers
@@ -57,7 +64,12 @@ def _prefill(decoder: Decoder, prefix: list[int]) -> Any:
 
 
 def _decode(
-    decoder: Decoder, cache: Any, n_prefix: int, suffixes: list[list[int]], max_new_tokens: int, end_ids: Collection[int]
+    decoder: Decoder,
+    cache: Any,
+    n_prefix: int,
+    suffixes: list[list[int]],
+    max_new_tokens: int,
+    end_ids: Collection[int],
 ) -> list[list[int]]:
     n, device = len(suffixes), decoder.device
     past = copy.deepcopy(cache)
@@ -69,7 +81,12 @@ def _decode(
     alive = list(range(n))  # which answer each row of the batch is writing
     for _ in range(max_new_tokens):
         out = decoder.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=True, logits_to_keep=1
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=past,
+            use_cache=True,
+            logits_to_keep=1,
         )
         past, chosen = out.past_key_values, out.logits[:, -1].argmax(-1)
         going = []

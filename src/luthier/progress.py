@@ -14,7 +14,7 @@ Advance = Callable[..., None]
 class Reporter(Protocol):
     def say(self, text: str) -> None: ...
 
-    def bar(self, name: str, total: float, done: float = 0) -> contextlib.AbstractContextManager[Advance]: ...
+    def bar(self, name: str, total: int, done: int = 0) -> contextlib.AbstractContextManager[Advance]: ...
 
 
 class Quiet:
@@ -24,7 +24,7 @@ class Quiet:
         pass
 
     @contextlib.contextmanager
-    def bar(self, name: str, total: float, done: float = 0) -> Iterator[Advance]:
+    def bar(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
         yield lambda n=1, **figures: None
 
 
@@ -40,11 +40,11 @@ class Lines:
         self._write(text)
 
     @contextlib.contextmanager
-    def bar(self, name: str, total: float, done: float = 0) -> Iterator[Advance]:
+    def bar(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
         start = last = time.monotonic()
         first = done
 
-        def advance(n: float = 1, **figures: object) -> None:
+        def advance(n: int = 1, **figures: object) -> None:
             nonlocal done, last
             done += n
             now = time.monotonic()
@@ -70,17 +70,20 @@ class Bars:
         self._console.print(escape(text), highlight=False)
 
     @contextlib.contextmanager
-    def bar(self, name: str, total: float, done: float = 0) -> Iterator[Advance]:
+    def bar(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
-            TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
         )
         with Progress(*columns, console=self._console, transient=True) as progress:
             task = progress.add_task(name, total=total, completed=done, figures="")
 
-            def advance(n: float = 1, **figures: object) -> None:
+            def advance(n: int = 1, **figures: object) -> None:
                 progress.update(task, advance=n, figures=_figures(figures))
 
             yield advance

@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -60,24 +60,32 @@ class Source(Section):
 
 class Dedupe(Section):
     use: Literal["dedupe"]
-    similarity: Fraction = 1.0
+    similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Jaccard similarity of word shingles of whole conversations; 1.0 removes exact copies only."""
 
 
 class Split(Section):
     by: str = "family"
-    """`given`: rows carry a `split` column. `family`, or the name of a column whose values stay together."""
+    """`given`: rows carry a `split` column. `family`, or the name of a column whose values stay together.
+    A side that a file or a source gives always wins."""
     valid_fraction: Fraction = 0.05
     test_fraction: Fraction = 0.10
-    near_duplicate_similarity: Fraction = 0.8
+    near_duplicate_similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Prompts at least this similar stay on one side, or are reported as leakage where sides are given."""
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train(self) -> Split:
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError("valid_fraction and test_fraction leave nothing to train on")
+        return self
 
 
 class Data(Section):
     sources: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)]
     format: Literal["auto", "messages", "prompt_completion", "classification", "text"] = "auto"
     fields: dict[str, str] = {}
-    """messages, prompt, completion, text, label, system, split -> a column, or a template such as '{table}\\n{question}'."""
+    """messages, prompt, completion, text, label, system, split -> a column, or a template: '{table}\\n{question}'.
+    `{column?}` may be absent from a row."""
     system: str | None = None
     """System text for conversations that have none."""
     clean: Annotated[tuple[Dedupe, ...], Field(strict=False)] = ()
@@ -103,7 +111,7 @@ class Lora(Section):
     target: str | Annotated[tuple[str, ...], Field(strict=False)] = "all-linear"
 
 
-Adapt = Annotated[Union[Full, Lora], Field(discriminator="method")]
+Adapt = Annotated[Full | Lora, Field(discriminator="method")]
 
 
 class Model(Section):
@@ -160,7 +168,7 @@ class Rule(Section):
     where: dict[str, str] = {}
     """Only the samples whose tags have these values, e.g. {kind: unseen_fact}."""
     min_effect: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """beat_baseline: FAIL once the interval shows the gain to be below this."""
+    """beat_baseline: FAIL once the interval shows the gain to be below this, in points."""
 
     @model_validator(mode="after")
     def _one_margin(self) -> Rule:
@@ -189,7 +197,9 @@ class Recipe(Section):
     def _slices_exist(self) -> Recipe:
         for rule in self.release.rules:
             if unknown := set(rule.in_slices) - set(self.data.slices):
-                raise ValueError(f"release rule in slices {sorted(unknown)}, but data.slices has {list(self.data.slices)}")
+                raise ValueError(
+                    f"release rule in slices {sorted(unknown)}, but data.slices has {list(self.data.slices)}"
+                )
         return self
 
 
@@ -212,7 +222,9 @@ def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RecipeError.of("LU-R002", f"{path}: byte {error.start}", "is not UTF-8", "save the recipe as UTF-8") from None
+        raise RecipeError.of(
+            "LU-R002", f"{path}: byte {error.start}", "is not UTF-8", "save the recipe as UTF-8"
+        ) from None
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise RecipeError.of("LU-R002", str(path), f"a recipe is a mapping of settings, this is {_kind(tree)}")
@@ -229,7 +241,12 @@ def override(tree: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]
 def validate(tree: dict[str, Any], where: str, folder: Path) -> Recipe:
     """A checked recipe from plain data; plug-ins `module:function` are looked for in `folder` first."""
     problems = [
-        Problem("LU-R006", f"{where}: {place}", f"environment interpolation '{printable(text)}' is not done", "write the value itself")
+        Problem(
+            "LU-R006",
+            f"{where}: {place}",
+            f"environment interpolation '{printable(text)}' is not done",
+            "write the value itself",
+        )
         for place, text in _texts(tree, "")
         if re.search(r"\$\{[^}]*\}|\$\([^)]*\)|\{\{\s*env", text)
     ]
@@ -254,9 +271,13 @@ def parse_yaml(text: str, where: str) -> Any:
         for event in YAML(typ="safe", pure=True).parse(io.StringIO(text)):
             tag = getattr(event, "tag", None)
             if tag is not None and not str(tag).startswith("tag:yaml.org,2002:"):
-                raise RecipeError.of("LU-R004", _at(where, event), f"YAML tag {printable(str(tag))}", "recipes hold plain values only")
+                raise RecipeError.of(
+                    "LU-R004", _at(where, event), f"YAML tag {printable(str(tag))}", "recipes hold plain values only"
+                )
             if tag is not None and re.search(r"2002:(python|ruby|java|perl)", str(tag)):
-                raise RecipeError.of("LU-R004", _at(where, event), f"YAML tag {printable(str(tag))}", "recipes hold plain values only")
+                raise RecipeError.of(
+                    "LU-R004", _at(where, event), f"YAML tag {printable(str(tag))}", "recipes hold plain values only"
+                )
             aliases += isinstance(event, AliasEvent)
             if aliases > MAX_ALIASES or (aliases and _explodes(text)):
                 raise RecipeError.of("LU-R005", _at(where, event), "YAML aliases that multiply", "write the values out")
@@ -303,11 +324,16 @@ def _check_plugins(recipe: Recipe, where: str, folder: Path) -> Iterator[Problem
             problems.extend(error.problems)
 
     for i, metric in enumerate(recipe.evaluate.metrics):
-        check(METRICS, metric, f"evaluate.metrics.{i}", {"sample", "labels"})
+        check(METRICS, metric, f"evaluate.metrics.{i}", {"labels"})
     if recipe.evaluate.metrics and not problems:
         measured = {metric_name(m) for m in recipe.evaluate.metrics} | {"general_perplexity"}
         problems += [
-            Problem("LU-R013", f"{where}: release.rules.{i}", f"no metric measures '{rule.metric}'", did_you_mean(rule.metric, measured))
+            Problem(
+                "LU-R013",
+                f"{where}: release.rules.{i}",
+                f"no metric measures '{rule.metric}'",
+                did_you_mean(rule.metric, measured),
+            )
             for i, rule in enumerate(recipe.release.rules)
             if rule.metric not in measured
         ]
@@ -327,8 +353,10 @@ def _set(tree: dict[str, Any], assignment: str) -> None:
     *parents, last = place.split(".")
     node: Any = tree
     for part in parents:
-        node = node[int(part)] if isinstance(node, list) and part.isdigit() and int(part) < len(node) else (
-            node.setdefault(part, {}) if isinstance(node, dict) else None
+        node = (
+            node[int(part)]
+            if isinstance(node, list) and part.isdigit() and int(part) < len(node)
+            else (node.setdefault(part, {}) if isinstance(node, dict) else None)
         )
         if not isinstance(node, dict | list):
             raise RecipeError.of("LU-R007", assignment, f"'{part}' is not a section")
@@ -350,7 +378,12 @@ def _explain(error: Any, where: str) -> Problem:
     if error["type"] == "missing":
         return Problem("LU-R009", where, "is required")
     if place == "name":
-        return Problem("LU-R014", where, f"'{printable(str(error['input']))}' cannot name a run", "letters, digits, '.', '_' and '-', 64 at most, starting with a letter or digit")
+        return Problem(
+            "LU-R014",
+            where,
+            f"'{printable(str(error['input']))}' cannot name a run",
+            "letters, digits, '.', '_' and '-', 64 at most, starting with a letter or digit",
+        )
     found = "" if isinstance(error["input"], dict | list | BaseModel) else f", found {printable(repr(error['input']))}"
     advice = "write the number without quotes" if isinstance(error["input"], str) and _is_number(error["input"]) else ""
     return Problem("LU-R009", where, error["msg"].removeprefix("Value error, ") + found, advice)

@@ -10,18 +10,18 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from luthier.files import write_atomically
+
 Severity = Literal["reject", "row", "warning"]
 Task = Literal["classification", "answer", "dialogue", "text"]
 Outcome = Literal["PASS", "FAIL", "UNDERPOWERED"]
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def write(self, path: Path) -> None:
         """Atomically: a reader sees the old file or the new one."""
-        from luthier.store import write_atomically
-
         write_atomically(path, self.model_dump_json(indent=1).encode() + b"\n")
 
     @classmethod
@@ -155,7 +155,7 @@ class EvalReport(Record):
     slices: dict[str, dict[str, dict[str, Comparison]]] = {}
     """Slice -> value -> metric -> comparison."""
     rule_comparisons: dict[str, Comparison] = {}
-    """Rule `where` filters that no slice shows: 'metric|key=value' -> comparison."""
+    """Rules with a `where` filter: 'metric|key=value' -> comparison; with slices, 'metric|key=value; slice=value'."""
     samples: tuple[Judged, ...] = ()
     notes: tuple[str, ...] = ()
 

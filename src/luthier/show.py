@@ -19,6 +19,7 @@ from luthier.records import AuditReport, Comparison, EvalReport, RunRecord
 
 if TYPE_CHECKING:
     from luthier.lifecycle import Run
+    from luthier.models import Base
 
 console = Console(highlight=False)
 COLOURS = {"PASS": "bold green", "FAIL": "bold red", "UNDERPOWERED": "bold yellow"}
@@ -29,7 +30,9 @@ def verdict(run: Run) -> None:
     assert run.verdict is not None
     console.print(Text(run.verdict.outcome, style=COLOURS[run.verdict.outcome]))
     for rule in run.verdict.rules:
-        console.print(f"  [{COLOURS[rule.outcome]}]{rule.outcome:12}[/] {escape(rule.rule)}\n               {escape(rule.why)}")
+        console.print(
+            f"  [{COLOURS[rule.outcome]}]{rule.outcome:12}[/] {escape(rule.rule)}\n               {escape(rule.why)}"
+        )
     console.print(f"report: {escape(str(run.report.with_suffix('.html')))}", soft_wrap=True)
 
 
@@ -44,17 +47,33 @@ def comparison(report: EvalReport) -> None:
 
 def _cells(c: Comparison) -> list[str]:
     interval = f"{c.low:+.3g} to {c.high:+.3g}" + (" (!)" if c.trouble else "")
-    return [c.metric, f"{c.baseline:.3g}", f"{c.value:.3g}", f"{c.delta:+.3g}", interval, f"{c.p:.2g}", str(c.n), f"{c.wins}/{c.losses}/{c.ties}"]
+    return [
+        c.metric,
+        f"{c.baseline:.3g}",
+        f"{c.value:.3g}",
+        f"{c.delta:+.3g}",
+        interval,
+        f"{c.p:.2g}",
+        str(c.n),
+        f"{c.wins}/{c.losses}/{c.ties}",
+    ]
 
 
 def audit(report: AuditReport) -> None:
-    console.print(f"[bold]{report.task}[/], format {report.format}, " + ", ".join(f"{side} {n}" for side, n in report.sides.items()))
+    console.print(
+        f"[bold]{report.task}[/], format {report.format}, "
+        + ", ".join(f"{side} {n}" for side, n in report.sides.items())
+    )
     table = Table("step", "in", "out", "dropped")
     for step in report.steps:
-        table.add_row(step.name, str(step.n_in), str(step.n_out), ", ".join(f"{k} {n}" for k, n in step.dropped.items()))
+        table.add_row(
+            step.name, str(step.n_in), str(step.n_out), ", ".join(f"{k} {n}" for k, n in step.dropped.items())
+        )
     console.print(table)
     for finding in report.findings[:N_FINDINGS]:
-        console.print(f"{finding.severity}: {finding.code} {escape(printable(finding.where))}: {escape(printable(finding.found))}")
+        console.print(
+            f"{finding.severity}: {finding.code} {escape(printable(finding.where))}: {escape(printable(finding.found))}"
+        )
     if report.counts:
         console.print("counts: " + ", ".join(f"{code} {n}" for code, n in report.counts.items()))
     for note in report.notes:
@@ -67,20 +86,23 @@ def n_steps(recipe: Recipe, report: AuditReport) -> int:
 
 def plan(recipe: Recipe, report: AuditReport) -> None:
     figures = ", ".join(f"{k} {v:.4g}" for k, v in report.tokens.items())
-    console.print(f"training would take {n_steps(recipe, report)} steps of {recipe.train.examples_per_step} conversations ({figures})")
+    steps, per_step = n_steps(recipe, report), recipe.train.examples_per_step
+    console.print(f"training would take {steps} steps of {per_step} conversations ({figures})")
 
 
-def masks(recipe: Recipe, prepared: Path, n: int) -> None:
+def masks(base: Base, prepared: Path, n: int) -> None:
     """The first rows token by token: what is learned stands out, in colour and underlined."""
     from luthier.conversation import read_conversations
     from luthier.encode import Encoder
-    from luthier.models import find_base, load_tokenizer
+    from luthier.models import load_tokenizer
 
-    tokenizer = load_tokenizer(find_base(recipe.model.base))
+    tokenizer = load_tokenizer(base)
     encoder = Encoder(tokenizer)
     for _, conversation in zip(range(n), read_conversations(prepared / "train.jsonl"), strict=False):
         encoded = encoder(conversation)
-        line = Text(f"\n{conversation.source}: {encoded.n_learned} of {len(encoded.ids)} tokens are learned\n", style="bold")
+        line = Text(
+            f"\n{conversation.source}: {encoded.n_learned} of {len(encoded.ids)} tokens are learned\n", style="bold"
+        )
         for token, learned in zip(encoded.ids, encoded.learn, strict=True):
             shown = tokenizer.decode([token]).replace("\n", "\\n\n")
             line.append(shown, style="black on green underline" if learned else "dim")
@@ -88,24 +110,21 @@ def masks(recipe: Recipe, prepared: Path, n: int) -> None:
 
 
 def runs(found: Sequence[tuple[Run, dict[str, RunRecord]]], as_json: bool) -> None:
-    rows = [
-        {
-            "run": r.folder.name,
-            "done": [s for s in stages],
-            "verdict": r.verdict.outcome if r.verdict else None,
-            "finished": max((x.finished for x in stages.values()), default=None),
-            "seconds": round(sum(x.seconds for x in stages.values()), 1),
-        }
-        for r, stages in found
-    ]
+    table = Table("run", "done", "verdict", "finished (UTC)", "seconds")
+    rows = []
+    for run, stages in found:
+        outcome = run.verdict.outcome if run.verdict else None
+        finished = max((r.finished for r in stages.values()), default=None)
+        seconds = round(sum(r.seconds for r in stages.values()), 1)
+        rows.append(
+            {"run": run.folder.name, "done": list(stages), "verdict": outcome, "finished": finished, "seconds": seconds}
+        )
+        shown = Text(outcome, style=COLOURS[outcome]) if outcome else Text("-")
+        table.add_row(run.folder.name, ", ".join(stages), shown, finished or "-", f"{seconds:.0f}")
     if as_json:
         print(json.dumps(rows))
-        return
-    table = Table("run", "done", "verdict", "finished (UTC)", "seconds")
-    for row in rows:
-        outcome = row["verdict"] or "-"
-        table.add_row(row["run"], ", ".join(row["done"]), Text(outcome, style=COLOURS.get(outcome, "")), str(row["finished"] or "-"), str(row["seconds"]))
-    console.print(table if rows else "no runs here yet")
+    else:
+        console.print(table if rows else "no runs here yet")
 
 
 def doctor(as_json: bool) -> None:

@@ -4,13 +4,13 @@
 jackknife, with two corrections for the samples that evaluations really have.
 
 1. *A pseudo pair.* One cluster that gained and one that lost, each of the typical size of the differences seen, are
-   added to the influences. For right-or-wrong answers this is the adjusted Wald interval of Bonett & Price (2012,
-   J. Educ. Behav. Stat. 37:479); it keeps a handful of differences from looking like certainty.
+   added to the influences. For right-or-wrong answers this is the spread of Bonett & Price's adjusted Wald interval
+   (2012, J. Educ. Behav. Stat. 37:479); it keeps a handful of differences from looking like certainty.
 2. *Widening for skewness.* Each end lies at the farther of Student's quantile and the quantile corrected for skewness
-   by Hall's monotone cubic (1992, J. R. Statist. Soc. B 54:221, section 2). Only wider: where estimated skewness would
+   by Hall's monotone cubic (1992, J. R. Statist. Soc. B 54:221). Only wider: where estimated skewness would
    *narrow* an end, it comes mostly from the few differences at hand and is not to be trusted.
 
-Clusters, not samples, are the independent units (Miller 2024, "Adding Error Bars to Evals", section 2.2), and the
+Clusters, not samples, are the independent units (Miller 2024, "Adding Error Bars to Evals"), and the
 jackknife (Efron & Tibshirani 1993, chapter 11) works for every metric that is a function of sums.
 
 **Why not the BCa bootstrap** (Efron 1987), the usual default? Simulated under no difference, a one-sided 2.5 % test
@@ -43,7 +43,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from luthier.errors import UserError
+from luthier.errors import EvaluationError
 from luthier.metric import Floats, Metric, Sample
 from luthier.records import Comparison
 
@@ -72,7 +72,7 @@ def compare(metric: Metric, tuned: Sequence[Sample], baseline: Sequence[Sample],
         if `p < 1 - confidence`. Every number in it is finite.
 
     Raises:
-        UserError: LU-E001, the metric applies to no sample; LU-E002, it has no finite value on these samples.
+        EvaluationError: LU-E001, the metric applies to no sample; LU-E002, it has no finite value on these samples.
     """
     stats, clusters = _paired_stats(metric, tuned, baseline)  # (n, 2, k) of tuned and baseline, (n,)
     n = len(stats)
@@ -86,7 +86,7 @@ def compare(metric: Metric, tuned: Sequence[Sample], baseline: Sequence[Sample],
         left_out = np.asarray(metric.combine(total - sums), dtype=float)  # (G, 2), each without one cluster
         alone = np.asarray(metric.combine(stats), dtype=float)  # (n, 2), each sample by itself
     if not np.isfinite(values).all():
-        raise UserError.of("LU-E002", metric.name, f"has no finite value on these {n} samples: {values.tolist()}")
+        raise EvaluationError.of("LU-E002", metric.name, f"has no finite value on these {n} samples: {values.tolist()}")
 
     sign = 1.0 if metric.higher_is_better else -1.0
     undefined = ~np.isfinite(left_out).all(axis=1)
@@ -131,7 +131,7 @@ def compare(metric: Metric, tuned: Sequence[Sample], baseline: Sequence[Sample],
 def wilson(successes: float, n: float, confidence: float) -> tuple[float, float]:
     """The score interval of a proportion (Wilson 1927). `n` may be an effective, fractional sample size."""
     if n <= 0:
-        raise UserError.of("LU-E001", "", "an empty sample has no proportion")
+        raise EvaluationError.of("LU-E001", "", "an empty sample has no proportion")
     z, p = _normal_quantile(0.5 + confidence / 2), successes / n
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     # Rounding must not push an end past the proportion itself.
@@ -219,7 +219,7 @@ def _paired_stats(
             kept.append((tuple(stats_new), tuple(stats_old)))
             names.append(new.cluster)
     if not kept:
-        raise UserError.of(
+        raise EvaluationError.of(
             "LU-E001",
             metric.name,
             f"applies to none of the {len(tuned)} samples, and an empty sample has no mean",

@@ -24,7 +24,10 @@ from luthier.release.evidence import Evidence
 from luthier.release.gate import judge, judge_rule
 
 NAN = math.nan
-HOSTILE = "<script>alert(1)</script> ]]> --> \x00\x1b[31m\u202egnp.exe `` ``` | *a* [x](http://evil.example/) \"'&amp; {{ 7*7 }}"
+HOSTILE = (
+    "<script>alert(1)</script> ]]> --> \x00\x1b[31m\u202egnp.exe "
+    "`` ``` | *a* [x](http://evil.example/) \"'&amp; {{ 7*7 }}"
+)
 
 
 def comparison(metric: str, baseline: float, value: float, half: float, /, **given: Any) -> Comparison:
@@ -89,7 +92,7 @@ def samples(n: int = 60, seed: int = 3) -> tuple[Judged, ...]:
     for i in range(n):
         good, litres = rng.choice(goods), rng.randint(2, 40)
         reference = f"The {good} holds {litres / 10} litres when filled to the line."
-        wrong = f"I think the {good} is a fine product. It can hold around two litres, but please check with a colleague to be sure."
+        wrong = f"I think the {good} is fine. It can hold around two litres, but please check with us to be sure."
         base, tuned = rng.choice(
             [(wrong, reference), (wrong, reference), (reference, reference), (wrong, wrong), (reference, wrong)]
         )

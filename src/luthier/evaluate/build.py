@@ -19,29 +19,21 @@ from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from luthier.errors import LuthierError, UserError, printable
+from luthier.errors import EvaluationError, LuthierError, printable
 from luthier.metric import Floats, MeanMetric, Metric, Sample
 from luthier.plugins import METRICS
 from luthier.recipe import Use, metric_name
-
-Score = TypeVar("Score", bound=Callable[..., float | bool | None])
-
-
-def lower_is_better(score: Score) -> Score:
-    """Marks a score function: less of it is an improvement."""
-    score.higher_is_better = False  # type: ignore[attr-defined]
-    return score
 
 
 def build(use: Use, labels: tuple[str, ...], folder: Path | None) -> Metric:
     """The metric that a recipe names, under its reported name; `folder` is searched for `module:function` first.
 
-    Raises RecipeError LU-R010, LU-R011 (not found), UserError LU-E003 (cannot be made so). What it returns raises
-    UserError LU-E004 (it raised) and LU-E005 (it returned what no metric returns), naming the sample.
+    Raises RecipeError LU-R010, LU-R011 (not found), EvaluationError LU-E003 (cannot be made so). What it returns raises
+    EvaluationError LU-E004 (it raised) and LU-E005 (it returned what no metric returns), naming the sample.
     """
     name, where = metric_name(use), f"metric '{use.use}'"
     found = METRICS.find(use.use, where, folder)
@@ -49,7 +41,9 @@ def build(use: Use, labels: tuple[str, ...], folder: Path | None) -> Metric:
     if "labels" in parameters:
         params["labels"] = tuple(params.get("labels", labels))
         if not params["labels"] and parameters["labels"].default is inspect.Parameter.empty:
-            raise UserError.of("LU-E003", where, "needs labels, and the task has none", "it is for classification")
+            raise EvaluationError.of(
+                "LU-E003", where, "needs labels, and the task has none", "it is for classification"
+            )
     if next(iter(parameters), None) == "sample":
         score = partial(_number, partial(found, **params))
         return Checked(name, MeanMetric(name, score, getattr(found, "higher_is_better", True)))
@@ -57,7 +51,7 @@ def build(use: Use, labels: tuple[str, ...], folder: Path | None) -> Metric:
         metric = found(**params)
     if not isinstance(metric, Metric):
         advice = "call the first parameter `sample` to write a score function, or return a luthier.metric.Metric"
-        raise UserError.of("LU-E003", where, f"its factory returned {_shown(metric)}, not a Metric", advice)
+        raise EvaluationError.of("LU-E003", where, f"its factory returned {_shown(metric)}, not a Metric", advice)
     return Checked(name, metric)
 
 
@@ -84,7 +78,7 @@ class Checked:
             values = ()
         if not values or not all(map(math.isfinite, values)):
             advice = "finite numbers, or None where the metric does not apply"
-            raise UserError.of("LU-E005", where, f"gave {_shown(found)}", advice)
+            raise EvaluationError.of("LU-E005", where, f"gave {_shown(found)}", advice)
         return values
 
     def combine(self, sums: Floats) -> Floats:
@@ -93,7 +87,7 @@ class Checked:
             values = np.asarray(self.metric.combine(sums), dtype=np.float64)
         if values.shape != sums.shape[:-1]:
             found = f"combine turned shape {sums.shape} into {values.shape}, not {sums.shape[:-1]}"
-            raise UserError.of("LU-E005", where, found, "take a statistic as sums[..., 0]")
+            raise EvaluationError.of("LU-E005", where, found, "take a statistic as sums[..., 0]")
         return values
 
 
@@ -105,7 +99,7 @@ def _blaming(code: str, where: str) -> Iterator[None]:
     except LuthierError:
         raise
     except Exception as error:
-        raise UserError.of(code, where, f"raised {type(error).__name__}: {printable(str(error))}") from error
+        raise EvaluationError.of(code, where, f"raised {type(error).__name__}: {printable(str(error))}") from error
 
 
 def _number(score: Callable[[Sample], Any], sample: Sample) -> float | None:
@@ -114,7 +108,7 @@ def _number(score: Callable[[Sample], Any], sample: Sample) -> float | None:
     if value is None or isinstance(value, Real | np.bool_):
         return None if value is None else float(value)
     advice = "a number, True, False, or None where the metric does not apply"
-    raise UserError.of("LU-E005", f"sample {sample.id}", f"the metric's score is {_shown(value)}", advice)
+    raise EvaluationError.of("LU-E005", f"sample {sample.id}", f"the metric's score is {_shown(value)}", advice)
 
 
 def _shown(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Two models' answers to the same items, metric by metric: the whole, the slices, and what the release rules ask.
 
-The resampling is `stats.py`'s; here each metric reads each answer once, and every slice reuses what was read.
+The statistics are `stats.py`'s; here each metric reads each answer once, and every slice reuses what was read.
 Knows nothing of models: it gets `Sample`s. Nothing is left out silently: what is too small to compare is in the
 report's notes.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from luthier import stats
-from luthier.errors import Problem, UserError, did_you_mean, printable
+from luthier.errors import EvaluationError, Problem, did_you_mean, printable
 from luthier.evaluate.metrics import perplexity
 from luthier.metric import Floats, Metric, Sample
 from luthier.recipe import Recipe, Rule
@@ -91,7 +91,7 @@ def compare_models(
     """The report of `tuned` against `baseline`, whose samples are the same items in the same order.
 
     `general` samples, where given, are measured as `general_perplexity`, clustered by document.
-    Raises UserError: LU-E006 a reference that is no label, LU-E007 a rule's place that holds no sample to judge by,
+    Raises EvaluationError: LU-E006 a reference that is no label, LU-E007 a rule's place that holds no sample to judge by,
     LU-E008 a rule on a metric that is not measured, LU-E009 two metrics of one name; and what a plug-in does wrong.
     """
     _check_names(metrics)
@@ -126,11 +126,11 @@ def comparisons_for(rule: Rule, report: EvalReport) -> dict[str, Comparison]:
 
     The place is "" for all samples, else "kind=unseen_fact" (`where`) or "topic=returns" (`in_slices`), or
     "kind=unseen_fact; topic=returns" for both.
-    Raises UserError LU-E007, LU-E008 where the report has nothing to judge the rule by.
+    Raises EvaluationError LU-E007, LU-E008 where the report has nothing to judge the rule by.
     """
     if rule.metric not in report.metrics:
         missing = f"no comparison of '{rule.metric}': not measured, or it applies to no sample"
-        raise UserError.of("LU-E008", "release.rules", missing, did_you_mean(rule.metric, report.metrics))
+        raise EvaluationError.of("LU-E008", "release.rules", missing, did_you_mean(rule.metric, report.metrics))
     if not rule.where and not rule.in_slices:
         return {"": report.metrics[rule.metric]}
     where = _place(rule.where)
@@ -152,7 +152,7 @@ def comparisons_for(rule: Rule, report: EvalReport) -> dict[str, Comparison]:
 def check_rules(rules: Sequence[Rule], measured: Sequence[str], tags: Sequence[Mapping[str, Any]]) -> None:
     """Whether every rule will find its metric and its samples: all that can be known before a model has run.
 
-    `tags` are those of the held-out items. Raises UserError LU-E007, LU-E008 with all problems.
+    `tags` are those of the held-out items. Raises EvaluationError LU-E007, LU-E008 with all problems.
     """
     problems = []
     for i, rule in enumerate(rules):
@@ -168,7 +168,7 @@ def check_rules(rules: Sequence[Rule], measured: Sequence[str], tags: Sequence[M
             advice = f"values there are: {printable(', '.join(sorted(seen)), 200)}"
             problems.append(Problem("LU-E007", at, f"no held-out item has {_place(rule.where)}", advice))
     if problems:
-        raise UserError(*problems)
+        raise EvaluationError(*problems)
 
 
 def tag_text(value: Any) -> str:
@@ -184,16 +184,17 @@ def tag_text(value: Any) -> str:
 def _check_names(metrics: Sequence[Metric]) -> None:
     names = [m.name for m in metrics]
     if twice := sorted({name for name in (*names, GENERAL) if (*names, GENERAL).count(name) > 1}):
-        raise UserError.of("LU-E009", "evaluate.metrics", f"two metrics are called {', '.join(twice)}")
+        raise EvaluationError.of("LU-E009", "evaluate.metrics", f"two metrics are called {', '.join(twice)}")
 
 
 def _read(name: str, metric: Metric, tuned: Sequence[Sample], baseline: Sequence[Sample], notes: list[str]) -> _Known:
     assert [s.id for s in tuned] == [s.id for s in baseline], "both models answer the same items in the same order"
-    known = {id(sample): metric.stats(sample) for sample in (*tuned, *baseline)}
+    found = ((sample, metric.stats(sample)) for sample in (*tuned, *baseline))
+    known = {id(sample): None if values is None else tuple(values) for sample, values in found}
     widths = {len(values) for values in known.values() if values is not None}
     if len(widths) > 1:
-        found = f"gave {min(widths)} statistics for one sample and {max(widths)} for another"
-        raise UserError.of("LU-E005", f"metric '{name}'", found)
+        ragged = f"gave {min(widths)} statistics for one sample and {max(widths)} for another"
+        raise EvaluationError.of("LU-E005", f"metric '{name}'", ragged)
     one_sided = sum((known[id(t)] is None) != (known[id(b)] is None) for t, b in zip(tuned, baseline, strict=True))
     if one_sided:
         notes.append(f"{name} applies to only one of the two answers of {one_sided} samples, which it leaves out")
@@ -316,6 +317,6 @@ def _listed(name: str, counts: Mapping[str, int], limit: int = 10) -> str:
     return ", ".join(shown) + (f" and {len(counts) - limit} more" if len(counts) > limit else "")
 
 
-def _nothing_in(rule: Rule, place: str) -> UserError:
+def _nothing_in(rule: Rule, place: str) -> EvaluationError:
     found = f"the rule on '{rule.metric}' has nothing to be judged by in {place}: too few samples to which it applies"
-    return UserError(Problem("LU-E007", "release.rules", found, "hold out more such samples, or change the rule"))
+    return EvaluationError(Problem("LU-E007", "release.rules", found, "hold out more such samples, or change the rule"))

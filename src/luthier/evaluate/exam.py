@@ -24,7 +24,9 @@ from luthier.recipe import Recipe
 class Exam:
     """Held-out conversations, whose last turn is to be answered, and the general probe's documents."""
 
-    def __init__(self, recipe: Recipe, tokenizer: Any, conversations: Sequence[Conversation], probe: Sequence[Conversation]) -> None:
+    def __init__(
+        self, recipe: Recipe, tokenizer: Any, conversations: Sequence[Conversation], probe: Sequence[Conversation]
+    ) -> None:
         encoder = Encoder(tokenizer)
         self._recipe, self._tokenizer = recipe, tokenizer
         self._conversations, self._probe = conversations, probe

@@ -9,31 +9,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Literal
 
 import numpy as np
 
-from luthier.errors import UserError, printable
-from luthier.evaluate.build import lower_is_better
+from luthier.errors import EvaluationError, printable
 from luthier.evaluate.text import read_label, squad, squad_tokens, words
-from luthier.metric import Floats, Metric, Sample
+from luthier.metric import Floats, Metric, Sample, SumMetric, lower_is_better
 from luthier.recipe import Use
 from luthier.records import Task
 
 Average = Literal["macro", "micro"]
-
-
-@dataclass(frozen=True, slots=True)
-class SumMetric:
-    """A metric of two functions: the statistics of one sample, and the value of their sums."""
-
-    name: str
-    stats: Callable[[Sample], Sequence[float] | None]
-    combine: Callable[[Floats], Floats]
-    higher_is_better: bool = True
 
 
 def default_metrics(task: Task) -> tuple[Use, ...]:
@@ -124,7 +112,7 @@ def rouge2(sample: Sample, stem: bool = False) -> float | None:
     return _rouge(sample, stem, partial(_shared_ngrams, 2))
 
 
-def rougeL(sample: Sample, stem: bool = False) -> float | None:  # noqa: N802 - the field's name
+def rougeL(sample: Sample, stem: bool = False) -> float | None:
     """ROUGE-L F-measure: longest common subsequence of words (Lin 2004, section 3); see `rouge1`.
 
     The whole answer is one sequence (rouge-score's `rougeL`, not `rougeLsum`).
@@ -143,7 +131,8 @@ def _rouge(sample: Sample, stem: bool, shared: Callable[[list[str], list[str]], 
 def _rouge_words(text: str, stem: bool) -> list[str]:
     if not stem:
         return words(text)
-    return [_porter()(w) if len(w) > 3 and w.isascii() else w for w in words(text)]  # short words stay, as there
+    # As in rouge-score, short words stay as they are.
+    return [_porter()(w) if len(w) > 3 and w.isascii() else w for w in words(text)]
 
 
 @cache
@@ -334,5 +323,5 @@ def _by_label(kind: str, labels: tuple[str, ...], average: Average, label: str |
 def _true_label(sample: Sample, labels: tuple[str, ...]) -> str:
     if (label := read_label(sample.reference, labels)) is None:
         found, allowed = f"the reference '{printable(sample.reference)}' is no label", printable(", ".join(labels))
-        raise UserError.of("LU-E006", f"sample {sample.id}", found, f"labels: {allowed}")
+        raise EvaluationError.of("LU-E006", f"sample {sample.id}", found, f"labels: {allowed}")
     return label

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from luthier.conversation import SIDES, Conversation, Side, write_conversations
 from luthier.errors import DataError, did_you_mean, printable
+from luthier.files import sha256_of
 from luthier.prepare.audit import Audit, open_audit
 from luthier.prepare.dedupe import dedupe
 from luthier.prepare.derive import derive
@@ -23,11 +24,10 @@ from luthier.prepare.sources import SIDE_NAMES, DataFile, find_files
 from luthier.prepare.split import limit, split
 from luthier.recipe import Data, Recipe
 from luthier.records import AuditReport
-from luthier.store import sha256_of
 
 __all__ = ["derive", "prepare"]
 
-ROW_FAULTS = ("LU-D046", "LU-D047")
+ROW_FAULTS = ("LU-D046", "LU-D047", "LU-D052")
 """What the encoder may find wrong with a row; its other errors concern all rows."""
 
 
@@ -55,9 +55,12 @@ def prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder) -> AuditR
     hashes = {file.shown: sha256_of(file.path) for file in files}
     samples = [row.data for file in files for row in file.sample(SAMPLE_ROWS)]
     format = detect(samples, data) if samples else Format("messages", {"messages": "messages"})
+    columns = {column for row in samples for column in row}
+    tags = _tags(columns, format, data) if samples else []
     with open_audit(out / "rejects.jsonl") as audit:
-        items = _read(files, format, known={c for row in samples for c in row}, data=data, encoder=encoder, audit=audit)
-    _check_tags(items, data, audit)
+        items = _read(files, format, columns, data, encoder, audit)
+    if tags:
+        audit.notes.append(f"columns kept as tags, not shown to the model: {', '.join(map(printable, tags))}")
     items = _clean(items, format, data, audit)
     items = _split(items, recipe, audit)
     notice(items, data.split.near_duplicate_similarity, audit)
@@ -131,15 +134,20 @@ def _encode(conversation: Conversation, side: Side | None, encoder: Encoder) -> 
     return Item(conversation, side, len(encoded.ids), sum(encoded.learn))
 
 
-def _check_tags(items: list[Item], data: Data, audit: Audit) -> None:
-    """Slices must name tags that there are."""
-    tags = sorted({tag for item in items for tag in item.conversation.tags})
-    for slice in data.slices:
-        if slice not in tags:
-            advice = did_you_mean(slice, map(printable, tags))
-            raise DataError.of("LU-D102", "data.slices", f"no column is called '{printable(slice)}'", advice)
-    if tags:
-        audit.notes.append(f"columns kept as tags, not shown to the model: {', '.join(map(printable, tags))}")
+def _tags(columns: set[str], format: Format, data: Data) -> list[str]:
+    """The columns that become tags. Raises DataError LU-D102 where the recipe names one that does not."""
+    tags = sorted(columns - format.columns)
+    named = [("data.slices", one) for one in data.slices]
+    named += [("data.split.by", data.split.by)] if data.split.by not in ("given", "family") else []
+    for where, name in named:
+        if name not in tags:
+            found = (
+                f"'{printable(name)}' is what the model reads"
+                if name in columns
+                else f"no column is called '{printable(name)}'"
+            )
+            raise DataError.of("LU-D102", where, found, did_you_mean(name, map(printable, tags)))
+    return tags
 
 
 def _clean(items: list[Item], format: Format, data: Data, audit: Audit) -> list[Item]:

@@ -308,8 +308,8 @@ def read_tsv(path: Path, shown: str, warn: Warn) -> Iterator[Row]:
 def read_parquet(path: Path, shown: str, warn: Warn) -> Iterator[Row]:
     """Rows of a Parquet file; `line` is the row's number, from 1. Raises DataError LU-D018."""
     try:
-        import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+        import pyarrow as pa
+        import pyarrow.parquet as pq
     except ImportError:
         raise DataError.of("LU-D108", shown, "Parquet needs pyarrow", "pip install pyarrow") from None
     try:

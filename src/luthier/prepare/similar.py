@@ -120,7 +120,8 @@ def _join_near(groups: Groups, texts: list[str], at: list[int], similarity: floa
         similar = cache(index.similar_to(i))
         for shingle in index.prefix(i):
             by_root = holders.get(shingle, {})
-            holders[shingle] = kept = {}
+            kept: dict[int, list[int]] = {}
+            holders[shingle] = kept
             for old, members in by_root.items():
                 if groups.root(old) != groups.root(at[i]) and any(map(similar, members)):
                     groups.join(at[i], old)

@@ -83,10 +83,9 @@ def find_files(sources: tuple[Source, ...], folder: Path) -> list[DataFile]:
     files: list[DataFile] = []
     problems: list[Problem] = []
     for source in sources:
-        path = source_path(source, folder)
-        for one, shown, side in _paths_of(path, source):
+        for path, shown, side in _paths_of(source_path(source, folder), source):
             try:
-                files.append(_examine(one, shown, side))
+                files.append(_examine(path, shown, side))
             except DataError as error:
                 problems.extend(error.problems)
     if problems:
@@ -96,10 +95,12 @@ def find_files(sources: tuple[Source, ...], folder: Path) -> list[DataFile]:
 
 def _paths_of(path: Path, source: Source) -> Iterator[tuple[Path, str, Side | None]]:
     """The file itself, or the data files of a folder with the side that each one's name says."""
-    if not path.is_dir():
+    try:
+        entries = list(path.iterdir())
+    except (OSError, ValueError):  # no folder, or one that cannot be looked into: `_examine` says what it is
         yield path, source.path, source.split
         return
-    inside = sorted(p for p in path.iterdir() if p.suffix.lower() in KINDS and not p.name.startswith("."))
+    inside = sorted(p for p in entries if p.suffix.lower() in KINDS and not p.name.startswith("."))
     for one in inside:
         yield one, f"{source.path.rstrip('/')}/{printable(one.name, 300)}", source.split or side_of_name(one.stem)
     if not inside:
@@ -123,8 +124,9 @@ def _examine(path: Path, shown: str, side: Side | None) -> DataFile:
             )
         with path.open("rb") as stream:
             head = stream.read(HEAD_BYTES)
-    except OSError as error:
-        raise DataError.of("LU-D019", shown, f"cannot be read: {error.strerror}", f"looked for {path}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = getattr(error, "strerror", error)
+        raise DataError.of("LU-D019", printable(shown, 300), f"cannot be read: {why}", f"looked for {path}") from None
     if not head.removeprefix(BOM).strip() and len(head) < HEAD_BYTES:
         raise DataError.of("LU-D014", shown, "the file is empty")
     return DataFile(path, shown, side, _kind(path, shown, head), _stamp(status))
@@ -156,14 +158,14 @@ def _sniff(head: bytes) -> str:
         or max(head[:200:2].count(0), head[1:200:2].count(0)) > len(head[:200]) / 5
     ):
         return "UTF-16 text"
-    if b"\0" in head:
-        return "binary"
     lines = [line.strip() for line in head.removeprefix(BOM).splitlines() if line.strip()]
     if lines[0].startswith(b"[") and not _is_row(lines[0]):
         return "JSON"
     if lines[0] == b"{" and len(lines) > 1:
         return "a single JSON object"
-    return "JSON lines" if lines[0].startswith(b"[") or any(line.startswith(b"{") for line in lines) else "text"
+    if lines[0].startswith(b"[") or any(line.startswith(b"{") for line in lines):
+        return "JSON lines"
+    return "binary" if head.count(0) > len(head) / 100 else "text"
 
 
 def _is_row(line: bytes) -> bool:

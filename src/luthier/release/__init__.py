@@ -51,7 +51,9 @@ def release(
         environment={**environment, **parity_text},
         artifacts={f"release/{a.path}": a.sha256 for a in artifacts_in(out)},
     )
-    (out / "report.json").write_text(json.dumps(report_json(evidence), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (out / "report.json").write_text(
+        json.dumps(report_json(evidence), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     (out / "report.html").write_text(report_html(evidence), encoding="utf-8")
     (out / "MODEL_CARD.md").write_text(model_card(evidence), encoding="utf-8")
     return verdict

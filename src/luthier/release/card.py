@@ -138,7 +138,9 @@ def _loading(evidence: Evidence) -> str:
         lines += [
             "",
             'messages = [{"role": "user", "content": "..."}]',
-            'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
+            "inputs = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+            ")",
         ]
     lines += [
         f"output = model.generate(**inputs, max_new_tokens={evidence.recipe.evaluate.max_new_tokens}, do_sample=False)",

@@ -110,8 +110,8 @@ def not_measured(evidence: Evidence) -> list[str]:
         "Safety: nobody tested for harmful, biased or private content in the answers.",
         "Truth: answers were compared with references by program; no person has judged them.",
         (
-            f"Other seeds: this is one training run (seed {evidence.recipe.seed}). The intervals cover the choice of test "
-            "samples, not the luck of training."
+            f"Other seeds: this is one training run (seed {evidence.recipe.seed}). The intervals cover the choice "
+            "of test samples, not the luck of training."
         ),
         "Other inputs: the numbers hold for prompts like those of the test set, not beyond.",
     ]

@@ -17,7 +17,9 @@ MERGE_TOLERANCE = 1e-5
 """Largest difference of merged float32 logits, relative to the largest logit."""
 
 
-def export(base: Base, trained: Path, out: Path, kinds: Sequence[str], prompts: Sequence[list[int]]) -> dict[str, float]:
+def export(
+    base: Base, trained: Path, out: Path, kinds: Sequence[str], prompts: Sequence[list[int]]
+) -> dict[str, float]:
     """Write the exports of `kinds` beside the adapter; returns the parity measured for each.
 
     Every artifact is loaded again by transformers or peft alone, and its logits on `prompts` are compared
@@ -34,7 +36,9 @@ def export(base: Base, trained: Path, out: Path, kinds: Sequence[str], prompts: 
     for kind, gap in parity.items():
         allowed = MERGE_TOLERANCE if kind == "merged" else 0.0
         if gap > allowed:
-            raise Stopped.of("LU-S010", kind, f"the export's logits differ by {gap:.1e}, more than {allowed:.0e} of the largest")
+            raise Stopped.of(
+                "LU-S010", kind, f"the export's logits differ by {gap:.1e}, more than {allowed:.0e} of the largest"
+            )
     return parity
 
 

@@ -27,7 +27,7 @@ def judge_rule(rule: Rule, comparison: Comparison, place: str = "") -> RuleResul
     Args:
         rule: What is required.
         comparison: Its metric on the samples that the rule speaks of.
-        place: The slice and its value as the reader knows them, e.g. "language = de"; empty for all samples.
+        place: Which samples, e.g. "language=de"; empty for all.
     """
     assert rule.metric == comparison.metric, f"a rule on {rule.metric} judged by {comparison.metric}"
     margin = rule.by_relative * abs(comparison.baseline) if rule.by_relative else rule.by_points
@@ -54,7 +54,7 @@ def _outcome(rule: Rule, seen: Comparison, required: float) -> Outcome:
 
 
 def _in_words(rule: Rule, place: str) -> str:
-    """The rule as a sentence: 'rouge must not get worse by 0.03 or more, in language = de'."""
+    """The rule as a sentence: 'rouge must not get worse by 0.03 or more, where language=de'."""
     amount = f"{rule.by_relative * 100:g}% of the baseline" if rule.by_relative else f"{rule.by_points:g}"
     if rule.must == "beat_baseline":
         words = f"{rule.metric} must beat the baseline"
@@ -64,8 +64,7 @@ def _in_words(rule: Rule, place: str) -> str:
         words = f"{rule.metric} must not get worse by {amount} or more"
     else:
         words = f"{rule.metric} must not get worse"
-    filters = ", ".join(f"{key} = {value}" for key, value in rule.where.items())
-    return words + (f", in {place}" if place else "") + (f", where {filters}" if filters else "")
+    return words + (f", where {place}" if place else "")
 
 
 def _observed(seen: Comparison) -> str:
@@ -102,13 +101,13 @@ def _reason_identical(seen: Comparison, outcome: Outcome) -> str:
 
 
 def _needed(seen: Comparison, required: float) -> str:
-    """How many more samples would settle it, were the difference to stay as it is: intervals shrink as 1/sqrt(n)."""
+    """How many samples would settle it with 80 % power, were the difference to stay: errors shrink as 1/sqrt(n)."""
     gap = seen.delta - required
-    half = seen.delta - seen.low if gap > 0 else seen.high - seen.delta
-    if abs(gap) <= 1e-3 * half:  # a million times as many samples is no advice
+    if abs(gap) <= 1e-3 * seen.min_detectable:  # a million times as many samples is no advice
         return "the difference is too close to it for any sensible number of samples"
-    more = _rounded_up(seen.n * (half / gap) ** 2 - seen.n)
-    return f"about {more:,} more samples would settle it as {'PASS' if gap > 0 else 'FAIL'}, if the difference stays"
+    needed = _rounded_up(seen.n * (seen.min_detectable / gap) ** 2)
+    outcome = "PASS" if gap > 0 else "FAIL"
+    return f"about {needed:,} samples in all would likely settle it as {outcome}, if the difference stays"
 
 
 def _rounded_up(count: float) -> int:

@@ -275,7 +275,8 @@ def _ring(x: float, y: float, bottom: float, words: str, left: float, right: flo
     anchor = "end" if x > right - 60 else "start" if x < left + 60 else "middle"
     return [
         _line(x, y + 8, x, bottom, "tuned", dashes="3 3"),
-        f'<g class="tuned"><circle cx="{x:.1f}" cy="{y:.1f}" r="7" fill="none" stroke="currentColor" stroke-width="2"/></g>',
+        f'<g class="tuned"><circle cx="{x:.1f}" cy="{y:.1f}" r="7" fill="none" stroke="currentColor" stroke-width="2"/>'
+        "</g>",
         _text(x, y - 14, words, anchor, "tuned"),
     ]
 

@@ -123,26 +123,29 @@ def _templates() -> Environment:
 
 
 def headline(evidence: Evidence) -> str:
-    """What the verdict says, in one sentence."""
+    """What the verdict says, in a sentence or two."""
     rules = evidence.verdict.rules
     failed, undecided = (sum(r.outcome == o for r in rules) for o in ("FAIL", "UNDERPOWERED"))
     total = wording.count(len(rules), "rule")
     if evidence.verdict.outcome == "PASS":
         return f"{'The one rule holds' if len(rules) == 1 else f'All {total} hold'}. The tuned model may be released."
     if evidence.verdict.outcome == "FAIL":
+        which = "The one rule does" if len(rules) == 1 else f"{failed} of {total} {'does' if failed == 1 else 'do'}"
         also = f", and {undecided} cannot be decided" if undecided else ""
-        return f"{failed} of {total} {'does' if failed == 1 else 'do'} not hold{also}. The tuned model should not be released."
-    return f"{undecided} of {total} cannot be decided with this test set. That is neither a pass nor a fail."
+        return f"{which} not hold{also}. The tuned model should not be released."
+    which = "The one rule" if len(rules) == 1 else f"{undecided} of {total}"
+    return f"{which} cannot be decided with this test set. That is neither a pass nor a fail."
 
 
 def found(evidence: Evidence, most: int = 3) -> list[str]:
     """The change behind the rules that matter most: those that do not hold first."""
     ordered = sorted(evidence.verdict.rules, key=lambda r: ("FAIL", "UNDERPOWERED", "PASS").index(r.outcome))
+    share = wording.confidence(evidence.evaluation)
     lines = []
     for rule in ordered[:most]:
         t = wording.told(rule.comparison)
-        share = wording.confidence(evidence.evaluation)
-        lines.append(f"{rule.metric}: {t.baseline} → {t.tuned}, {t.change}; {share} interval {t.interval}.")
+        seen = f"{t.change}, from {t.baseline} to {t.tuned}; {share} interval {t.interval}"
+        lines.append(f"{rule.rule}: {seen if math.isfinite(rule.comparison.delta) else 'the change is not defined'}.")
     return lines
 
 

@@ -11,11 +11,11 @@ from luthier.adapt import adapt, has_dropout, save_adapted, trainable
 from luthier.conversation import read_conversations
 from luthier.encode import Encoder
 from luthier.errors import DataError
+from luthier.files import fresh_folder
 from luthier.models import Base, Decoder, load_model, load_tokenizer
 from luthier.progress import Quiet, Reporter
 from luthier.recipe import Recipe
 from luthier.records import Check, TrainReport
-from luthier.store import fresh_folder
 from luthier.train import checkpoint
 from luthier.train.data import StepData
 from luthier.train.loop import Plan, Progress, fit, from_json, to_json
@@ -63,12 +63,27 @@ def train(recipe: Recipe, prepared: Path, base: Base, out: Path, report: Reporte
 def read_data(recipe: Recipe, prepared: Path, tokenizer: object, share: bool) -> StepData:
     """The training and validation sides, encoded. Raises DataError LU-D070 where one is empty."""
     encoder = Encoder(tokenizer, recipe.data.max_tokens)
-    sides = {side: [encoder(c) for c in read_conversations(prepared / f"{side}.jsonl")] for side in ("train", "validation")}
+    sides = {
+        side: [encoder(c) for c in read_conversations(prepared / f"{side}.jsonl")] for side in ("train", "validation")
+    }
     for side, examples in sides.items():
         if not examples:
-            raise DataError.of("LU-D070", str(prepared), f"the {side} side is empty", "give more data, or a larger fraction in data.split")
+            raise DataError.of(
+                "LU-D070",
+                str(prepared),
+                f"the {side} side is empty",
+                "give more data, or a larger fraction in data.split",
+            )
     settings = recipe.train
-    return StepData(sides["train"], sides["validation"], settings.epochs, settings.examples_per_step, settings.tokens_per_micro_batch, recipe.seed, share)
+    return StepData(
+        sides["train"],
+        sides["validation"],
+        settings.epochs,
+        settings.examples_per_step,
+        settings.tokens_per_micro_batch,
+        recipe.seed,
+        share,
+    )
 
 
 def make_plan(recipe: Recipe, data: StepData) -> Plan:

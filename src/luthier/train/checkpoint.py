@@ -19,12 +19,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luthier.errors import Stopped
-from luthier.store import fresh_folder, sha256_of
+from luthier.files import fresh_folder, sha256_of
 
 KEEP_LAST = 2
 
 
-def save(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, progress: dict[str, Any], best_step: int) -> None:
+def save(
+    folder: Path,
+    step: int,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    progress: dict[str, Any],
+    best_step: int,
+) -> None:
     """Write step's checkpoint, then remove those that nothing needs: not the last two, not the best."""
     with fresh_folder(folder / _name(step)) as building:
         save_file({n: p.detach().contiguous() for n, p in parameters.items()}, building / "weights.safetensors")
@@ -37,7 +44,9 @@ def save(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimi
         shutil.rmtree(folder / _name(old))
 
 
-def resume(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, say: Callable[[str], None]) -> dict[str, Any] | None:
+def resume(
+    folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, say: Callable[[str], None]
+) -> dict[str, Any] | None:
     """Load the newest whole checkpoint into parameters and optimizer; None if there never was one.
 
     Raises Stopped LU-S002 if there are checkpoints and every one is damaged.
@@ -52,14 +61,21 @@ def resume(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torc
         say(f"checkpoint {_name(step)} is damaged ({reason}); it is set aside and the one before it is used")
         (folder / _name(step)).rename(folder / f"damaged-{_name(step)}")
     if steps or any(folder.glob("damaged-*")):
-        raise Stopped.of("LU-S002", str(folder), "every checkpoint is damaged", f"delete {folder} to train from the start")
+        raise Stopped.of(
+            "LU-S002", str(folder), "every checkpoint is damaged", f"delete {folder} to train from the start"
+        )
     return None
 
 
 def load_weights(folder: Path, step: int, parameters: Mapping[str, nn.Parameter]) -> None:
     """Put the weights of `step` into the parameters. Raises Stopped LU-S002 if they are damaged."""
     if reason := damage(folder / _name(step)):
-        raise Stopped.of("LU-S002", str(folder / _name(step)), f"the best weights are damaged: {reason}", "delete the checkpoints and train again")
+        raise Stopped.of(
+            "LU-S002",
+            str(folder / _name(step)),
+            f"the best weights are damaged: {reason}",
+            "delete the checkpoints and train again",
+        )
     weights = load_file(folder / _name(step) / "weights.safetensors")
     assert weights.keys() == parameters.keys()
     with torch.no_grad():
@@ -96,7 +112,9 @@ def _flatten(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Param
     }
 
 
-def _unflatten(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], flat: Mapping[str, Tensor]) -> None:
+def _unflatten(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], flat: Mapping[str, Tensor]
+) -> None:
     for flat_name, value in flat.items():
         key, _, name = flat_name.partition("/")
         parameter = parameters[name]

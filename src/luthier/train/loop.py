@@ -85,8 +85,14 @@ class Plan:
 
 
 def fit(
-    decoder: Decoder, optimizer: torch.optim.Optimizer, terms: Sequence[Term], data: Data, plan: Plan,
-    progress: Progress, save: Callable[[Progress], None], advance: Advance,
+    decoder: Decoder,
+    optimizer: torch.optim.Optimizer,
+    terms: Sequence[Term],
+    data: Data,
+    plan: Plan,
+    progress: Progress,
+    save: Callable[[Progress], None],
+    advance: Advance,
 ) -> Progress:
     """Train until the plan's end, its time, or until validation stops improving.
 
@@ -111,14 +117,24 @@ def fit(
             if due or progress.stopped or progress.best_step == progress.step or progress.step == plan.n_steps:
                 save(progress)
                 saved_at = time.monotonic()
-            advance(1, nll=progress.curve[-1][1], valid=progress.checks[-1][1],
-                    tokens_per_s=after.n_input_tokens / max(progress.seconds, 1e-9))
+            advance(
+                1,
+                nll=progress.curve[-1][1],
+                valid=progress.checks[-1][1],
+                tokens_per_s=after.n_input_tokens / max(progress.seconds, 1e-9),
+            )
     return progress if progress.stopped else replace(progress, stopped="all planned steps are done")
 
 
 def _step(
-    decoder: Decoder, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], terms: Sequence[Term],
-    data: Data, plan: Plan, progress: Progress, interrupted: Callable[[], Any],
+    decoder: Decoder,
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    terms: Sequence[Term],
+    data: Data,
+    plan: Plan,
+    progress: Progress,
+    interrupted: Callable[[], Any],
 ) -> Progress | None:
     """One update; None if a signal came first, and then nothing has changed."""
     torch.manual_seed(_mix(plan.seed, progress.step))
@@ -126,7 +142,8 @@ def _step(
         group["lr"] = plan.learning_rate(plan.fraction(replace(progress, step=progress.step + 1)))
     batches = data.step(progress.step)
     counts: dict[Unit, int] = {
-        "token": sum(b.n_targets for b in batches), "sequence": sum(len(b.names) for b in batches)
+        "token": sum(b.n_targets for b in batches),
+        "sequence": sum(len(b.names) for b in batches),
     }
     decoder.model.train()
     nats = torch.zeros((), dtype=torch.float64)
@@ -201,7 +218,9 @@ def _n_computed(decoder: Decoder, batch: Batch) -> int:
 def _diverged(norm: float, step: int, data: Data) -> Stopped:
     names = ", ".join(e.source for e in data.examples(step)[:16])
     return Stopped.of(
-        "LU-S001", f"step {step + 1}", f"the gradient norm is {norm}; the weights are still those of step {step}",
+        "LU-S001",
+        f"step {step + 1}",
+        f"the gradient norm is {norm}; the weights are still those of step {step}",
         f"lower train.learning_rate, or look at the rows of this step: {names}",
     )
 

@@ -1,6 +1,6 @@
 """Loss terms. A term names its unit and returns a *sum* over units; the loop divides once a step.
 
-    m learned edges of a chunk, V vocabulary
+m learned edges of a chunk, V vocabulary
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ Unit = Literal["token", "sequence"]
 
 
 class Term(Protocol):
-    name: str
-    weight: float
-    unit: Unit
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weight(self) -> float: ...
+
+    @property
+    def unit(self) -> Unit: ...
 
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """Logits (m, V) float32, targets (m,), how many examples learn each (m,) -> () nats, summed."""
