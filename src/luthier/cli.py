@@ -18,7 +18,7 @@ from luthier import __version__, interrupts
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
-    from luthier.lifecycle import Run, Stage
+    from luthier.lifecycle import Stage
     from luthier.progress import Reporter
 
 app = typer.Typer(
@@ -166,46 +166,11 @@ _until("train", "Prepare, then train the model.")
 _until("evaluate", "Prepare and train, then compare the model with its base.")
 
 
-def _finished(
-    target: str,
-    settings: list[str] | None,
-    max_minutes: float | None,
-    workspace: Path,
-    require_pass: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    from luthier import lifecycle, show
-
-    run = lifecycle.run(target, overrides=_minutes(settings, max_minutes), workspace=workspace, report=_reporter(quiet))
-    _print_run(run) if as_json else show.verdict(run)
-    if require_pass and (run.verdict is None or run.verdict.outcome != "PASS"):
-        raise typer.Exit(3)
-
-
-def _print_run(run: Run) -> None:
-    assert run.verdict is not None
-    print(json.dumps({"run": str(run.folder), "verdict": run.verdict.outcome, "report": str(run.report)}))
-
-
 RequirePass = Annotated[bool, typer.Option("--require-pass", help="Exit with 3 unless the verdict is PASS.")]
 
 
-@app.command()
-def release(
-    target: Target,
-    settings: Set = None,
-    max_minutes: MaxMinutes = None,
-    workspace: Workspace = RUNS,
-    require_pass: RequirePass = False,
-    as_json: Json = False,
-    quiet: Quietly = False,
-) -> None:
-    """Everything up to the verdict, the report, the model card and the exported model."""
-    _finished(target, settings, max_minutes, workspace, require_pass, as_json, quiet)
-
-
-@app.command()
+@app.command(name="release", help="Everything up to the verdict, the report, the model card and the exported model.")
+@app.command(name="run", help="All of it: data in, verdict out. Goes on where an earlier run stopped.")
 def run(
     target: Target,
     settings: Set = None,
@@ -215,8 +180,16 @@ def run(
     as_json: Json = False,
     quiet: Quietly = False,
 ) -> None:
-    """All of it: data in, verdict out. Goes on where an earlier run stopped."""
-    _finished(target, settings, max_minutes, workspace, require_pass, as_json, quiet)
+    from luthier import lifecycle, show
+
+    done = lifecycle.run(target, overrides=_minutes(settings, max_minutes), workspace=workspace, report=_reporter(quiet))
+    assert done.verdict is not None
+    if as_json:
+        print(json.dumps({"run": str(done.folder), "verdict": done.verdict.outcome, "report": str(done.report)}))
+    else:
+        show.verdict(done)
+    if require_pass and done.verdict.outcome != "PASS":
+        raise typer.Exit(3)
 
 
 # -- looking at runs -------------------------------------------------------------------------------------

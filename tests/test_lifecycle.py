@@ -1,0 +1,271 @@
+"""The whole life on a tiny model: stages that are skipped when unchanged, and kills that change nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from luthier import lifecycle
+from luthier.errors import RunError
+from luthier.records import EvalReport, RunRecord
+from luthier.store import stage_record
+
+RECIPE = """
+name: tiny
+seed: 3
+data:
+  sources: [{{path: rows.jsonl}}]
+  split: {{by: family, valid_fraction: 0.1, test_fraction: 0.3}}
+  slices: [topic]
+model: {{base: "{base}", adapt: {{method: lora, rank: 4}}}}
+train: {{epochs: 3, examples_per_step: 8, learning_rate: 1e-2, save_every_s: 0.0}}
+evaluate: {{max_new_tokens: 8, probe_documents: 24, metrics: [perplexity, token_f1, {{use: "own:has_number"}}]}}
+release:
+  rules: [{{metric: perplexity, must: beat_baseline}}, {{metric: general_perplexity, must: not_regress, by_relative: 5.0}}]
+"""
+OWN = "def has_number(sample):\n    return any(c.isdigit() for c in sample.answer)\n"
+
+
+class Said:
+    """A reporter that remembers what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    from luthier.progress import Quiet
+
+    bar = Quiet.bar
+
+    def about(self, stage: str) -> str:
+        return next(line for line in self.lines if line.startswith(f"{stage}:"))
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny: Path) -> Path:
+    """A folder with a recipe, its data and a metric of its own."""
+    colours = ["red", "blue", "green", "white", "black", "brown", "grey", "pink"]
+    things = ["kettle", "lamp", "spade", "apron", "pot", "knife", "bench", "hose", "bin", "rake", "sieve", "jug"]
+    rows = [
+        {
+            "prompt": f"What colour is the {thing} of size {i}?",
+            "completion": f"The {thing} of size {i} is {colours[(len(thing) + i) % 8]}.",
+            "topic": "kitchen" if i % 2 else "garden",
+        }
+        for thing in things
+        for i in range(8)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(base=tiny))
+    return tmp_path
+
+
+def run(project: Path, *overrides: str) -> tuple[lifecycle.Run, Said]:
+    said = Said()
+    done = lifecycle.run(
+        project / "recipe.yaml", overrides=overrides, workspace=project / "runs", report=said
+    )
+    return done, said
+
+
+def test_a_run_leaves_everything_that_it_promises(project: Path) -> None:
+    done, _ = run(project, "release.export=[merged]")
+    release = done.folder / "release"
+    assert {"report.html", "report.json", "MODEL_CARD.md", "model", "merged", "record.json"} <= {
+        p.name for p in release.iterdir()
+    }
+    report = json.loads(done.report.read_text())
+    assert {"verdict", "rules", "metrics", "slices", "audit", "run"} <= report.keys()
+    wanted = {"value", "baseline", "delta", "low", "high", "p", "n", "min_detectable", "wins", "losses", "ties"}
+    assert all(wanted <= m.keys() for m in report["metrics"].values())
+    assert {"perplexity", "token_f1", "has_number", "general_perplexity"} == report["metrics"].keys()
+    assert done.verdict and report["verdict"] == done.verdict.outcome
+    for stage in ("prepare", "train", "evaluate", "release"):
+        record = stage_record(done.folder, stage)
+        assert record and record.artifacts and record.finished >= record.started
+    assert RunRecord.read(release / "record.json").parents.keys() == {"prepare", "train", "evaluate"}
+
+
+def test_the_adapter_and_the_merged_model_are_loaded_by_transformers_and_peft_alone(project: Path, tiny: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    done, _ = run(project, "release.export=[merged]")
+    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    ids = torch.tensor([[5, 9, 100, 7, 33]])
+    before = base(ids).logits
+    adapted = PeftModel.from_pretrained(base, done.folder / "release" / "model").eval()
+    merged = AutoModelForCausalLM.from_pretrained(done.folder / "release" / "merged", dtype=torch.float32)
+    expected = adapted(ids).logits
+    assert (expected - before).abs().max() > 1e-2
+    assert (merged(ids).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+    named = json.loads((done.folder / "release" / "model" / "adapter_config.json").read_text())
+    assert named["base_model_name_or_path"] == tiny.name, "a path of this machine says nothing elsewhere"
+
+
+def test_an_unchanged_run_is_not_run_again(project: Path) -> None:
+    first, _ = run(project)
+    again, said = run(project)
+    assert again.folder == first.folder
+    assert [line for line in said.lines if "unchanged" in line] == [
+        "prepare: unchanged", "train: unchanged", "evaluate: unchanged", "release: unchanged",
+    ]  # fmt: skip
+
+
+def test_another_rule_trains_nothing_and_asks_no_model(project: Path) -> None:
+    first, _ = run(project)
+    second, said = run(project, "release.rules.0.by_points=0.1")
+    assert second.folder != first.folder
+    assert said.about("train") == f"train: taken over from {first.folder.name}"
+    assert "base: answers known from an earlier run" in said.lines
+    assert "tuned: answers known from an earlier run" in said.lines
+    assert said.about("release") == "release: running"
+
+
+def test_another_learning_rate_trains_again_but_asks_the_base_once(project: Path) -> None:
+    run(project)
+    _, said = run(project, "train.learning_rate=0.005")
+    assert said.about("prepare").startswith("prepare: taken over")
+    assert said.about("train") == "train: running"
+    assert "base: answers known from an earlier run" in said.lines
+    assert "tuned: answers known from an earlier run" not in said.lines
+
+
+def test_a_changed_plugin_is_seen(project: Path) -> None:
+    run(project)
+    (project / "own.py").write_text(OWN.replace("any", "all"))
+    sys.modules.pop(next(n for n in sys.modules if n.startswith("luthier_plugin_") and n.endswith("_own")))
+    _, said = run(project)
+    assert said.about("train") == "train: unchanged"
+    assert said.about("evaluate") == f"evaluate: plugins changed; the earlier result is kept in {_aside(said)}"
+
+
+def _aside(said: Said) -> str:
+    return said.about("evaluate").rpartition(" ")[2]
+
+
+def test_changed_data_is_another_run(project: Path) -> None:
+    first, _ = run(project)
+    with (project / "rows.jsonl").open("a") as rows:
+        rows.write('{"prompt": "Is there a new row?", "completion": "There is.", "topic": "garden"}\n')
+    second, said = run(project)
+    assert second.folder != first.folder and said.about("prepare") == "prepare: running"
+
+
+def test_a_changed_artifact_is_seen(project: Path) -> None:
+    first, _ = run(project)
+    adapter = first.folder / "train" / "model" / "adapter_model.safetensors"
+    content = bytearray(adapter.read_bytes())
+    content[-1] ^= 1
+    adapter.unlink()
+    adapter.write_bytes(content)
+    _, said = run(project)
+    assert "has changed since it was written" in said.about("train")
+
+
+def test_a_second_process_is_refused(project: Path) -> None:
+    done, _ = run(project)
+    with lifecycle._locked(done.folder), pytest.raises(RunError, match="LU-U003"):
+        run(project)
+
+
+def test_a_half_finished_training_refuses_another_base(project: Path, tmp_path: Path) -> None:
+    done, _ = run(project)
+    train = done.folder / "train"
+    start = json.loads((train / "start.json").read_text())
+    (train / "record.json").unlink()
+    (train / "start.json").write_text(json.dumps(start | {"base": "another"}))
+    with pytest.raises(RunError, match="LU-U004 .*was started with another base"):
+        run(project)
+    (train / "start.json").write_text(json.dumps(start | {"versions": {"torch": "1.0"}}))
+    _, said = run(project)
+    assert any("not exact any more" in line for line in said.lines)
+
+
+def test_two_runs_are_compared_on_what_both_answered(project: Path) -> None:
+    first, _ = run(project)
+    second, _ = run(project, "train.learning_rate=0.001")
+    report = lifecycle.compare(first.folder, second.folder)
+    assert isinstance(report, EvalReport)
+    assert (report.baseline, report.model) == (first.folder.name, second.folder.name)
+    own = EvalReport.read(second.folder / "evaluate" / "evaluation.json")
+    assert report.metrics["perplexity"].value == pytest.approx(own.metrics["perplexity"].value)
+
+
+def test_a_run_can_be_talked_to(project: Path) -> None:
+    done, _ = run(project)
+    answer = lifecycle.talk(done.folder)
+    assert isinstance(answer("What colour is the kettle?"), str)
+    assert isinstance(answer("And the lamp?"), str)
+
+
+def test_a_recipe_is_derived_from_data_and_kept(project: Path, tiny: Path) -> None:
+    said = Said()
+    overrides = (f"model.base={tiny}", "train.epochs=1", "evaluate.probe_documents=24", "data.split.test_fraction=0.3")
+    done = lifecycle.run(project / "rows.jsonl", overrides=overrides, workspace=project / "runs", report=said)
+    assert (done.folder / "recipe.yaml").is_file() and any("derived from" in line for line in said.lines)
+    again = lifecycle.run(done.folder, workspace=project / "runs", report=said)
+    assert again.folder == done.folder
+
+
+# -- kill -9 ----------------------------------------------------------------------------------------------------------
+
+
+def start(project: Path, workspace: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "luthier", "run", "recipe.yaml", "--workspace", workspace, "--quiet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors.decode()
+
+
+def adapter(project: Path, workspace: str) -> bytes:
+    [found] = (project / workspace).glob("tiny-*/train/model/adapter_model.safetensors")
+    return found.read_bytes()
+
+
+def wait_for(project: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None and not list(project.glob(pattern)):
+        time.sleep(0.01)
+
+
+KILL_AT: Sequence[str] = (
+    "killed/tiny-*/prepare/*.jsonl",
+    "killed/tiny-*/train/checkpoints/step-00000003",
+    "killed/tiny-*/train/checkpoints/.*building",
+    "killed/tiny-*/train/checkpoints/step-00000011",
+    "killed/tiny-*/train/record.json",
+    "killed/.answers/*",
+    "killed/tiny-*/release/model",
+)
+
+
+def test_kill_9_at_any_moment_and_the_result_is_the_same_to_the_bit(project: Path) -> None:
+    finish(start(project, "straight"))
+    rng = random.Random(0)
+    for pattern in KILL_AT:
+        process = start(project, "killed")
+        wait_for(project, pattern, process)
+        time.sleep(rng.random() * 0.2)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+    finish(start(project, "killed"))
+    assert adapter(project, "killed") == adapter(project, "straight")
+    reports = [json.loads(next((project / w).glob("tiny-*/release/report.json")).read_text()) for w in ("straight", "killed")]
+    assert reports[0]["metrics"] == reports[1]["metrics"] and reports[0]["verdict"] == reports[1]["verdict"]

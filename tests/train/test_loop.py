@@ -1,0 +1,292 @@
+"""The loop's invariants: the cut into micro-batches, packing, resuming and stopping do not change what is learned."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rows import conversations, make_recipe, prepared
+from torch import Tensor, nn
+
+from luthier.adapt import adapt, trainable
+from luthier.batch import make_batch
+from luthier.encode import Encoded, Encoder
+from luthier.errors import DataError, Stopped
+from luthier.interrupts import Interrupted
+from luthier.models import Decoder, find_base, load_model, load_tokenizer
+from luthier.recipe import Full, Lora
+from luthier.train import checkpoint, loop, train
+from luthier.train.data import StepData
+from luthier.train.loop import Plan, Progress, backward, fit
+from luthier.train.optim import learning_rate, make_optimizer
+from luthier.train.terms import CrossEntropy
+
+
+def encoded(tiny: Path, n: int, seed: int = 0) -> list[Encoded]:
+    encoder = Encoder(load_tokenizer(find_base(str(tiny))))
+    return [encoder(c) for c in conversations(n, seed)]
+
+
+def full_decoder(tiny: Path) -> Decoder:
+    """The tiny model in float64, all of it trainable."""
+    base = find_base(str(tiny))
+    model = adapt(load_model(base, torch.device("cpu"), torch.float64), Full(method="full"), base, 0)
+    return Decoder(model)
+
+
+def gradients(decoder: Decoder, groups: list[list[Encoded]], share: bool = True) -> dict[str, Tensor]:
+    decoder.model.zero_grad(set_to_none=True)
+    batches = [make_batch(group, share=share) for group in groups]
+    counts: dict[loop.Unit, int] = {
+        "token": sum(b.n_targets for b in batches),
+        "sequence": sum(len(b.names) for b in batches),
+    }
+    for batch in batches:
+        backward(decoder, [CrossEntropy()], batch, counts)
+    return {n: p.grad.clone() for n, p in decoder.model.named_parameters() if p.grad is not None}
+
+
+def worst_gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Largest relative difference of norms over the tensors."""
+    assert a.keys() == b.keys()
+    return max(float((a[n] - b[n]).norm() / b[n].norm()) for n in a)
+
+
+def in_groups_of(size: int, examples: list[Encoded]) -> list[list[Encoded]]:
+    return [examples[i : i + size] for i in range(0, len(examples), size)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("share", [True, False])
+def test_the_gradient_does_not_depend_on_the_cut_into_micro_batches(tiny: Path, size: int, share: bool) -> None:
+    decoder, examples = full_decoder(tiny), encoded(tiny, 8)
+    assert len({e.n_learned for e in examples}) > 3, "the masks must be ragged"
+    one_by_one = gradients(decoder, in_groups_of(1, examples), share=False)
+    # float64 throughout, but for the norms, which transformers computes in float32
+    assert worst_gap(gradients(decoder, in_groups_of(size, examples), share), one_by_one) < 1e-6
+
+
+def test_rows_give_the_gradient_of_the_tree(tiny: Path) -> None:
+    decoder, examples = full_decoder(tiny), encoded(tiny, 8)
+    tree = gradients(decoder, [examples])
+    decoder._rows_only = "for the test"
+    assert worst_gap(gradients(decoder, [examples]), tree) < 1e-6
+
+
+def test_a_mean_per_micro_batch_would_be_something_else(tiny: Path) -> None:
+    """The trap that the loop avoids is real on these rows: dividing each micro-batch by its own count."""
+    decoder, examples = full_decoder(tiny), encoded(tiny, 8)
+    right = gradients(decoder, in_groups_of(2, examples))
+    decoder.model.zero_grad(set_to_none=True)
+    for group in in_groups_of(2, examples):
+        batch = make_batch(group)
+        backward(decoder, [CrossEntropy()], batch, {"token": 4 * batch.n_targets, "sequence": 8})
+    wrong = {n: p.grad.clone() for n, p in decoder.model.named_parameters() if p.grad is not None}
+    assert worst_gap(wrong, right) > 1e-2
+
+
+def test_logits_in_chunks_give_the_same_gradient(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, examples = full_decoder(tiny), encoded(tiny, 8)
+    whole = gradients(decoder, [examples])
+    monkeypatch.setattr(loop, "LOGITS_CHUNK", 3)
+    assert worst_gap(gradients(decoder, [examples]), whole) < 1e-6
+
+
+# -- order of the data ------------------------------------------------------------------------------------------------
+
+
+def test_every_epoch_sees_every_example_once_in_another_order(tiny: Path) -> None:
+    examples = encoded(tiny, 20)
+    data = StepData(examples, examples[:2], 3, 8, 4096, seed=5)
+    seen = [e.source for step in range(data.n_steps) for e in data.examples(step)]
+    epochs = [seen[i : i + 20] for i in (0, 20, 40)]
+    assert data.n_steps == 8 and len(seen) == 60
+    assert all(sorted(e) == sorted(x.source for x in examples) for e in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_step_is_a_pure_function_of_seed_and_step(tiny: Path) -> None:
+    examples = encoded(tiny, 20)
+    first, second = (StepData(examples, examples[:2], 3, 8, 4096, seed=5) for _ in range(2))
+    assert [e.source for e in first.examples(4)] == [e.source for e in second.examples(4)]
+    other = StepData(examples, examples[:2], 3, 8, 4096, seed=6)
+    assert [e.source for e in first.examples(4)] != [e.source for e in other.examples(4)]
+
+
+# -- resuming ---------------------------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing is saved on the way out."""
+
+
+def adapter_bytes(out: Path) -> bytes:
+    return (out / "model" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_killed_run_goes_on_to_the_same_bits(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    data, base = prepared(tmp_path / "data"), find_base(str(tiny))
+    recipe = make_recipe(adapt={"method": "lora", "rank": 4, "dropout": dropout})
+    straight = train(recipe, data, base, tmp_path / "straight")
+    real_step = loop._step
+    for kill_at in (0, 3, 7):
+
+        def step_or_die(*args: object, at: int = kill_at) -> Progress | None:
+            progress = next(a for a in args if isinstance(a, Progress))
+            if progress.step == at:
+                raise Killed
+            return real_step(*args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(loop, "_step", step_or_die)
+        with pytest.raises(Killed):
+            train(recipe, data, base, tmp_path / "killed")
+    monkeypatch.setattr(loop, "_step", real_step)
+    resumed = train(recipe, data, base, tmp_path / "killed")
+    assert adapter_bytes(tmp_path / "killed") == adapter_bytes(tmp_path / "straight")
+    assert resumed.checks == straight.checks and resumed.curve == straight.curve
+
+
+def test_a_signal_saves_the_last_finished_step(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import signal
+
+    from luthier import interrupts
+
+    data, base = prepared(tmp_path / "data"), find_base(str(tiny))
+    recipe = make_recipe(save_every_s=1000.0)
+    train(recipe, data, base, tmp_path / "straight")
+    interrupts.install()
+    real = loop.backward
+
+    def interrupted_backward(*args: object) -> Tensor:
+        if next(counter) == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return real(*args)  # type: ignore[arg-type]
+
+    counter = iter(range(1000))
+    monkeypatch.setattr(loop, "backward", interrupted_backward)
+    try:
+        with pytest.raises(Interrupted) as stop:
+            train(recipe, data, base, tmp_path / "stopped")
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert stop.value.exit_code == 143
+    assert checkpoint.steps_in(tmp_path / "stopped" / "checkpoints")[-1] == 4
+    monkeypatch.setattr(loop, "backward", real)
+    train(recipe, data, base, tmp_path / "stopped")
+    assert adapter_bytes(tmp_path / "stopped") == adapter_bytes(tmp_path / "straight")
+
+
+# -- what is kept, and when it stops ----------------------------------------------------------------------------------
+
+
+def scripted_fit(nlls: list[float], patience: int | None, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Progress:
+    """A run whose validations are `nlls`, one a step; the first is before training."""
+    examples = encoded(tiny, 16)
+    base = find_base(str(tiny))
+    model = adapt(load_model(base, torch.device("cpu")), Lora(rank=2), base, 0)
+    data = StepData(examples, examples[:2], len(nlls), 16, 4096, seed=0)
+    plan = Plan(len(nlls) - 1, lambda _: 1e-3, 0, 1.0, 1, patience, 1e9)
+    script = iter(nlls)
+    monkeypatch.setattr(loop, "mean_nll", lambda *_: next(script))
+    optimizer = make_optimizer(trainable(model), make_recipe().train)
+    return fit(Decoder(model), optimizer, [CrossEntropy()], data, plan, Progress(), lambda _: None, lambda *_, **__: None)
+
+
+def test_early_stopping_keeps_the_best_and_says_why(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = scripted_fit([3.0, 2.0, 2.5, 2.4, 2.3, 1.0], 3, monkeypatch, tiny)
+    assert (done.step, done.best_step, done.best_nll) == (4, 1, 2.0)
+    assert done.stopped == "validation nll has not improved on 2.0000 for 3 checks"
+
+
+def test_without_early_stopping_the_best_is_still_kept(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = scripted_fit([3.0, 2.0, 2.5, 2.4, 2.3, 1.0], None, monkeypatch, tiny)
+    assert (done.step, done.best_step, done.stopped) == (5, 5, "all planned steps are done")
+
+
+def test_the_best_weights_are_restored(tiny: Path, tmp_path: Path) -> None:
+    """A rate that ruins the model: the best weights are those of step 0, where the adapter does nothing."""
+    data, base = prepared(tmp_path / "data"), find_base(str(tiny))
+    done = train(make_recipe(learning_rate=30.0, schedule="constant"), data, base, tmp_path / "out")
+    from safetensors.torch import load_file
+
+    weights = load_file(tmp_path / "out" / "model" / "adapter_model.safetensors")
+    assert done.best_step == 0
+    assert all(not w.any() for n, w in weights.items() if "lora_B" in n)
+
+
+def test_a_time_limit_ends_the_schedule(tiny: Path, tmp_path: Path) -> None:
+    data, base = prepared(tmp_path / "data"), find_base(str(tiny))
+    done = train(make_recipe(epochs=500, max_minutes=0.03), data, base, tmp_path / "out")
+    assert 0 < done.steps < done.steps_planned
+    assert done.stopped == f"the time limit was reached after {done.steps} of {done.steps_planned} steps"
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_names_the_rows(tiny: Path) -> None:
+    class Poison(nn.Module):
+        name, weight, unit = "poison", 1.0, "token"
+
+        def forward(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+            return logits.sum() * math.nan
+
+    examples = encoded(tiny, 8)
+    base = find_base(str(tiny))
+    model = adapt(load_model(base, torch.device("cpu")), Lora(rank=2), base, 0)
+    parameters = trainable(model)
+    before = {n: p.detach().clone() for n, p in parameters.items()}
+    data = StepData(examples, examples[:2], 1, 8, 4096, seed=0)
+    plan = Plan(1, lambda _: 1e-3, 0, 1.0, 1, None, 1e9)
+    with pytest.raises(Stopped, match=r"LU-S001 step 1: the gradient norm is nan.*step 0(?s:.*)rows\.jsonl:1"):
+        fit(
+            Decoder(model), make_optimizer(parameters, make_recipe().train), [CrossEntropy(), Poison()], data,  # type: ignore[list-item]
+            plan, Progress(), lambda _: None, lambda *_, **__: None,
+        )  # fmt: skip
+    assert all(torch.equal(before[n], p) for n, p in parameters.items())
+
+
+def test_a_hook_may_add_to_the_gradient(tiny: Path) -> None:
+    class Zero:
+        def before_update(self, model: nn.Module, progress: Progress) -> None:
+            for p in model.parameters():
+                if p.grad is not None:
+                    p.grad.zero_()
+
+    examples = encoded(tiny, 8)
+    base = find_base(str(tiny))
+    model = adapt(load_model(base, torch.device("cpu")), Lora(rank=2), base, 0)
+    before = {n: p.detach().clone() for n, p in trainable(model).items()}
+    data = StepData(examples, examples[:2], 1, 8, 4096, seed=0)
+    plan = replace(Plan(1, lambda _: 1e-3, 0, 1.0, 1, None, 1e9), hooks=(Zero(),))
+    optimizer = make_optimizer(trainable(model), make_recipe().train)
+    fit(Decoder(model), optimizer, [CrossEntropy()], data, plan, Progress(), lambda _: None, lambda *_, **__: None)
+    assert all(torch.equal(before[n], p) for n, p in trainable(model).items())
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"), [(0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (0.55, 0.5), (1.0, 0.0)]
+)
+def test_warm_up_and_cosine(fraction: float, expected: float) -> None:
+    settings = make_recipe(warmup_fraction=0.1, learning_rate=1.0).train
+    assert learning_rate(settings, fraction) == pytest.approx(expected, abs=1e-12)
+
+
+def test_an_empty_side_is_said(tiny: Path, tmp_path: Path) -> None:
+    data = prepared(tmp_path / "data")
+    (data / "validation.jsonl").write_text("")
+    with pytest.raises(DataError, match="LU-D070"):
+        train(make_recipe(), data, find_base(str(tiny)), tmp_path / "out")
+
+
+def test_full_fine_tuning_learns_and_is_loaded_again(tiny: Path, tmp_path: Path) -> None:
+    data, base = prepared(tmp_path / "data"), find_base(str(tiny))
+    done = train(make_recipe(adapt={"method": "full"}, learning_rate=3e-3), data, base, tmp_path / "out")
+    assert done.checks[-1].nll < done.checks[0].nll - 0.5
+    assert load_model(find_base(str(tmp_path / "out" / "model"))) is not None
+
+
