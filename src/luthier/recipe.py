@@ -32,7 +32,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class Use(Section):
@@ -121,8 +121,8 @@ class Model(Section):
 
 
 class EarlyStopping(Section):
-    metric: Literal["nll"] = "nll"
     patience_checks: Count = 3
+    """Training stops after this many validations in a row without a lower nll."""
 
 
 class Train(Section):

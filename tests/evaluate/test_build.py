@@ -17,7 +17,7 @@ from .samples import sample, stats, value
 OWN = """
 import numpy as np
 from luthier.metric import MeanMetric
-from luthier.evaluate.build import lower_is_better
+from luthier.metric import lower_is_better
 
 def polite(sample, word="please"):
     return word in sample.answer

@@ -91,8 +91,9 @@ def compare_models(
     """The report of `tuned` against `baseline`, whose samples are the same items in the same order.
 
     `general` samples, where given, are measured as `general_perplexity`, clustered by document.
-    Raises EvaluationError: LU-E006 a reference that is no label, LU-E007 a rule's place that holds no sample to judge by,
-    LU-E008 a rule on a metric that is not measured, LU-E009 two metrics of one name; and what a plug-in does wrong.
+    Raises EvaluationError: LU-E006 a reference that is no label, LU-E007 a rule's place that holds no sample to
+    judge by, LU-E008 a rule on a metric that is not measured, LU-E009 two metrics of one name; and what a plug-in
+    does wrong.
     """
     _check_names(metrics)
     check_rules(recipe.release.rules, [m.name for m in metrics], [s.tags for s in tuned.samples])

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from functools import cache, partial
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 
@@ -99,17 +99,17 @@ def token_f1(sample: Sample) -> float | None:
 
 
 def rouge1(sample: Sample, stem: bool = False) -> float | None:
-    """ROUGE-1 F-measure: shared words (Lin 2004), mean over samples; rouge-score's value, for words of any script.
+    """ROUGE-1 F-measure: shared words (Lin 2004), mean over samples, by Google's rouge-score.
 
-    Tells whether the answer speaks of the same things, not whether what it says is true. `stem` (English) lets
-    "walked" match "walks".
+    Tells whether the answer speaks of the same things, not whether what it says is true. Words are runs of letters
+    of any script; `stem` takes rouge-score's English tokenizer instead, which lets "walked" match "walks".
     """
-    return _rouge(sample, stem, partial(_shared_ngrams, 1))
+    return _rouge("rouge1", sample, stem)
 
 
 def rouge2(sample: Sample, stem: bool = False) -> float | None:
     """ROUGE-2 F-measure: shared pairs of neighbouring words (Lin 2004); see `rouge1`. 0 for one-word answers."""
-    return _rouge(sample, stem, partial(_shared_ngrams, 2))
+    return _rouge("rouge2", sample, stem)
 
 
 def rougeL(sample: Sample, stem: bool = False) -> float | None:
@@ -117,46 +117,27 @@ def rougeL(sample: Sample, stem: bool = False) -> float | None:
 
     The whole answer is one sequence (rouge-score's `rougeL`, not `rougeLsum`).
     """
-    return _rouge(sample, stem, _shared_subsequence)
+    return _rouge("rougeL", sample, stem)
 
 
-def _rouge(sample: Sample, stem: bool, shared: Callable[[list[str], list[str]], tuple[int, int]]) -> float | None:
-    """F-measure of `shared`: (what both have, what each has, summed)."""
+def _rouge(kind: str, sample: Sample, stem: bool) -> float | None:
     if not sample.prompt:
         return None
-    both, all_ = shared(_rouge_words(sample.answer, stem), _rouge_words(sample.reference, stem))
-    return 2 * both / all_ if both else 0.0
+    return float(_rouge_scorer(kind, stem).score(sample.reference, sample.answer)[kind].fmeasure)
 
 
-def _rouge_words(text: str, stem: bool) -> list[str]:
-    if not stem:
+class _Words:
+    """rouge-score's own tokenizer would cut "café" to "caf" and drop Cyrillic altogether."""
+
+    def tokenize(self, text: str) -> list[str]:
         return words(text)
-    # As in rouge-score, short words stay as they are.
-    return [_porter()(w) if len(w) > 3 and w.isascii() else w for w in words(text)]
 
 
 @cache
-def _porter() -> Callable[[str], str]:
-    from nltk.stem.porter import PorterStemmer  # type: ignore[import-untyped, unused-ignore]
+def _rouge_scorer(kind: str, stem: bool) -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # imports nltk: seconds, so only where it is used
 
-    return PorterStemmer().stem  # type: ignore[no-any-return, unused-ignore]
-
-
-def _shared_ngrams(n: int, answer: list[str], reference: list[str]) -> tuple[int, int]:
-    ours, theirs = (Counter(zip(*(side[i:] for i in range(n)), strict=False)) for side in (answer, reference))
-    return (ours & theirs).total(), ours.total() + theirs.total()
-
-
-def _shared_subsequence(answer: list[str], reference: list[str]) -> tuple[int, int]:
-    """Length of the longest common subsequence, by one big integer a word (Hyyro 2004, "Bit-parallel LCS-length")."""
-    places: dict[str, int] = {}
-    for i, word in enumerate(reference):
-        places[word] = places.get(word, 0) | 1 << i
-    everywhere = unmatched = (1 << len(reference)) - 1
-    for word in answer:
-        here = unmatched & places.get(word, 0)
-        unmatched = ((unmatched + here) | (unmatched - here)) & everywhere
-    return len(reference) - unmatched.bit_count(), len(answer) + len(reference)
+    return RougeScorer([kind], use_stemmer=stem, tokenizer=None if stem else _Words())
 
 
 def bleu(tokenize: Literal["13a", "intl", "zh", "char", "none"] = "13a") -> Metric:

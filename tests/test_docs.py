@@ -1,0 +1,41 @@
+"""What README and docs say is so: commands exist, links lead somewhere, the settings page is the recipe's tree."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "RESULTS.md"]
+
+
+def test_the_settings_page_is_written_from_the_recipe() -> None:
+    spec = importlib.util.spec_from_file_location("make_docs", ROOT / "docs" / "make.py")
+    assert spec and spec.loader
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    assert (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8") == make.page(), "run make docs"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_exist(page: Path) -> None:
+    from luthier.cli import app
+
+    verbs = {c.name or (c.callback.__name__ if c.callback else "") for c in app.registered_commands}
+    for verb in re.findall(r"`luthier ([a-z]+)", page.read_text(encoding="utf-8")):
+        assert verb in verbs, f"{page.name}: luthier {verb}"
+
+
+def test_no_make_target_is_promised_in_vain() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    for page in PAGES:
+        assert set(re.findall(r"`make ([a-z]+)", page.read_text(encoding="utf-8"))) <= targets
