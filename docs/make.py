@@ -15,8 +15,8 @@ from luthier.recipe import Full, Lora, Recipe
 PAGE = Path(__file__).with_name("recipe.md")
 HEAD = """# The recipe: every setting
 
-Written by `make docs` from `luthier/recipe.py`. Recipes are YAML 1.2, read strictly: an unknown setting, a number in quotes
-or a rule on a metric that nobody measures is an error before anything runs. Paths count from the recipe's folder.
+Written by `make docs` from `luthier/recipe.py`. Recipes are YAML 1.2, read strictly: an unknown setting, a number
+in quotes or a rule on a metric that nobody measures is an error before anything runs. Paths count from the recipe.
 `luthier init` writes a commented example.
 """
 UNIONS: dict[str, type[BaseModel]] = {"model.adapt (lora)": Lora, "model.adapt (full)": Full}

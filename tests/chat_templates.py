@@ -24,7 +24,7 @@ MISTRAL = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set syste
 {{ '[INST] ' + (system if loop.first else '') + message['content'] + ' [/INST]' }}\
 {% else %}{{ ' ' + message['content'] | trim + eos_token }}{% endif %}{% endfor %}"""
 
-MISTRAL_V3 = MISTRAL.replace("system if loop.first", "system if loop.last")
+MISTRAL_LAST = MISTRAL.replace("system if loop.first", "system if loop.index0 > turns | length - 3")
 """The system text goes into the last user turn: what stands before a turn changes with what comes after."""
 
 GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}\
@@ -54,7 +54,8 @@ QWEN3 = """{%- set ns = namespace(last_query=-1) %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
 
-PHI = """{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}\
+PHI = """{% for message in messages %}\
+{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"""
 
 
@@ -93,7 +94,7 @@ FAMILIES = (
         bos="<|begin_of_text|>",
     ),
     Family("mistral", MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]"), "</s>", bos="<s>", lead=" "),
-    Family("mistral-v3", MISTRAL_V3, ("<s>", "</s>", "[INST]", "[/INST]"), "</s>", bos="<s>", lead=" "),
+    Family("mistral-last", MISTRAL_LAST, ("<s>", "</s>", "[INST]", "[/INST]"), "</s>", bos="<s>", lead=" "),
     Family("gemma", GEMMA, ("<bos>", "<start_of_turn>", "<end_of_turn>"), "<end_of_turn>", bos="<bos>", system=False),
     Family("qwen3", QWEN3, (), "<|im_end|>", lead_of_last="<think>\n\n</think>\n\n"),
     Family(

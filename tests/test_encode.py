@@ -97,6 +97,11 @@ def learned_runs(tokenizer: Any, encoded: Encoded) -> list[str]:
     return [decoded(tokenizer, [id_ for id_, _ in run]) for learned, run in runs if learned]
 
 
+def same_words(one: str, other: str) -> bool:
+    """Whether two texts differ in white space only."""
+    return "".join(one.split()) == "".join(other.split())
+
+
 def control_counts(tokenizer: Any, ids: list[int]) -> Counter[int]:
     return Counter(i for i in ids if i in tokenizer.added_tokens_decoder)
 
@@ -229,7 +234,7 @@ def test_special_tokens_in_answers_never_become_tokens(family: Family, tiny: Pat
             encoded = encoder(chat("tell me", text))
             assert control_counts(tokenizer, encoded.ids) == expected, (control, text)
             [run] = learned_runs(tokenizer, encoded)
-            assert run.split() == expected_runs(family, text.strip())[0].split()
+            assert same_words(run, expected_runs(family, text.strip())[0])
 
 
 def test_thinking_in_an_answer_is_meant(tiny: Path) -> None:
@@ -379,7 +384,7 @@ def test_control_strings_never_become_tokens_for_other_kinds_of_tokenizer(kind: 
 def test_exactly_the_answers_are_learned_by_other_kinds_of_tokenizer(kind: Any) -> None:
     encoder = encoder_of_kind(kind)
     encoded = encoder(chat("the cat", "a dog", "the cat", "maybe"))
-    assert learned_runs(encoder.tokenizer, encoded) == ["a dog</s>", "maybe</s>"]
+    assert [r.strip() for r in learned_runs(encoder.tokenizer, encoded)] == ["a dog</s>", "maybe</s>"]
 
 
 # -- what is learned --------------------------------------------------------------------------------------
@@ -423,9 +428,7 @@ def test_white_space_around_an_answer_makes_nothing_else_learned(family: Family,
     for answer in (" Fine. ", "\n\nFine.\n", "\tFine."):
         runs = learned_runs(encoder.tokenizer, encoder(chat("How are you?", answer)))
         assert len(runs) == 1
-        assert runs[0].split() == expected_runs(family, "Fine.")[0].split() or "".join(runs[0].split()) == "".join(
-            expected_runs(family, "Fine.")[0].split()
-        )
+        assert same_words(runs[0], expected_runs(family, "Fine.")[0])
 
 
 @by_family
@@ -435,9 +438,7 @@ def test_a_message_marked_as_not_learned_is_not(family: Family, tiny: Path) -> N
     for i, skipped in ((1, "Fine."), (3, "Still fine.")):
         marked = [m.model_copy(update={"learn": False}) if j == i else m for j, m in enumerate(messages)]
         runs = learned_runs(encoder.tokenizer, encoder(make_conversation(marked, "data.jsonl:7")))
-        every = [
-            lead + a + family.end for lead, a in zip(family.leads(2), ("Fine.", "Still fine."), strict=True)
-        ]
+        every = [lead + a + family.end for lead, a in zip(family.leads(2), ("Fine.", "Still fine."), strict=True)]
         assert runs == [r for r, a in zip(every, ("Fine.", "Still fine."), strict=True) if a != skipped]
 
 
@@ -500,9 +501,9 @@ def test_a_template_that_never_ends_the_turn_is_refused(tiny: Path) -> None:
 
 def test_a_template_that_ends_only_the_conversation_is_refused(tiny: Path) -> None:
     """The first answer's end would be that of the whole, and the user's words between them would be learned."""
-    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}{{ '<|im_end|>' }}"
+    template = "{% for m in messages %}{{ m['role'] + ':\n' + m['content'] + '\n' }}{% endfor %}{{ '<|im_end|>' }}"
     encoder = encoder_with(tiny, template)
-    assert learned_runs(encoder.tokenizer, encoder(chat("hi", "yes"))) == ["yes\n<|im_end|>"]
+    assert [r.strip() for r in learned_runs(encoder.tokenizer, encoder(chat("hi", "yes")))] == ["yes\n<|im_end|>"]
     assert refused(encoder, chat("hi", "yes", "and", "no")) == ("LU-D050", "data.jsonl:7")
 
 
@@ -535,12 +536,24 @@ def test_a_template_that_raises_is_refused_with_its_words(tiny: Path) -> None:
 
 def test_a_template_that_drops_or_rewrites_a_turn_is_refused(tiny: Path) -> None:
     chatml = FAMILIES[0].template
-    drops = chatml.replace("{{ '<|im_start|>' + message", "{% if message['role'] != 'system' %}{{ '<|im_start|>' + message")
+    drops = chatml.replace(
+        "{{ '<|im_start|>' + message", "{% if message['role'] != 'system' %}{{ '<|im_start|>' + message"
+    )
     drops = drops.replace("'<|im_end|>' + '\n' }}{% endfor %}", "'<|im_end|>' + '\n' }}{% endif %}{% endfor %}")
     assert drops.count("!= 'system'") == 2
     assert refused(encoder_with(tiny, drops), chat("hi", "yes", system="Be kind.")) == ("LU-D055", "data.jsonl:7")
     shouts = chatml.replace("message['content']", "message['content'] | upper")
     assert refused(encoder_with(tiny, shouts), chat("hi", "yes")) == ("LU-D055", "data.jsonl:7")
+
+
+def test_a_system_text_that_the_template_writes_only_into_a_prompt_is_refused(tiny: Path) -> None:
+    """So does Mistral's v0.3: trained on without it, asked with it."""
+    [mistral] = [f for f in FAMILIES if f.name == "mistral"]
+    tokenizer = tokenizer_of(mistral, tiny)
+    tokenizer.chat_template = mistral.template.replace("system if loop.first", "system if loop.last")
+    encoder = Encoder(tokenizer)
+    assert encoder(chat("hi", "yes")).n_learned > 0
+    assert refused(encoder, chat("hi", "yes", system="Be kind.")) == ("LU-D055", "data.jsonl:7")
 
 
 def test_thinking_that_the_template_would_drop_is_refused_and_not_lost(tiny: Path) -> None:

@@ -30,7 +30,9 @@ model: {{base: "{base}", adapt: {{method: lora, rank: 4}}}}
 train: {{epochs: 3, examples_per_step: 8, learning_rate: 1e-2, save_every_s: 0.0}}
 evaluate: {{max_new_tokens: 8, probe_documents: 24, metrics: [perplexity, token_f1, {{use: "own:has_number"}}]}}
 release:
-  rules: [{{metric: perplexity, must: beat_baseline}}, {{metric: general_perplexity, must: not_regress, by_relative: 5.0}}]
+  rules:
+    - {{metric: perplexity, must: beat_baseline}}
+    - {{metric: general_perplexity, must: not_regress, by_relative: 5.0}}
 """
 OWN = "def has_number(sample):\n    return any(c.isdigit() for c in sample.answer)\n"
 
@@ -74,9 +76,7 @@ def project(tmp_path: Path, tiny: Path) -> Path:
 
 def run(project: Path, *overrides: str) -> tuple[lifecycle.Run, Said]:
     said = Said()
-    done = lifecycle.run(
-        project / "recipe.yaml", overrides=overrides, workspace=project / "runs", report=said
-    )
+    done = lifecycle.run(project / "recipe.yaml", overrides=overrides, workspace=project / "runs", report=said)
     return done, said
 
 
@@ -267,5 +267,7 @@ def test_kill_9_at_any_moment_and_the_result_is_the_same_to_the_bit(project: Pat
         process.communicate(timeout=60)
     finish(start(project, "killed"))
     assert adapter(project, "killed") == adapter(project, "straight")
-    reports = [json.loads(next((project / w).glob("tiny-*/release/report.json")).read_text()) for w in ("straight", "killed")]
+    reports = [
+        json.loads(next((project / w).glob("tiny-*/release/report.json")).read_text()) for w in ("straight", "killed")
+    ]
     assert reports[0]["metrics"] == reports[1]["metrics"] and reports[0]["verdict"] == reports[1]["verdict"]

@@ -22,7 +22,8 @@ SETS = {
 def test_a_derived_recipe_runs(name: str, data_dir: Path, tiny: Path, tmp_path: Path) -> None:
     task, metrics = SETS[name]
     settings = (
-        f"model.base={tiny}", "data.limit=48", "data.max_rejected_fraction=0.2", "train.epochs=1", "train.max_minutes=0.5",
+        f"model.base={tiny}", "data.limit=48", "data.max_rejected_fraction=0.2", "train.epochs=1",
+        "train.max_minutes=0.5",
         "evaluate.limit=32", "evaluate.max_new_tokens=4", "evaluate.probe_documents=24",
     )  # fmt: skip
     done = lifecycle.run(data_dir / name, overrides=settings, workspace=tmp_path)

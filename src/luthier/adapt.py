@@ -17,7 +17,7 @@ def adapt(model: nn.Module, how: Adapt, base: Base, seed: int) -> nn.Module:
     """The model with trainable parameters in float32, drawn by `seed`. Raises ModelError LU-M010."""
     torch.manual_seed(seed)
     if not isinstance(how, Lora):
-        return model.requires_grad_(True)
+        return model.float().requires_grad_(True)  # updates at small rates vanish in bfloat16
     from peft import LoraConfig, get_peft_model
 
     target: Any = how.target if isinstance(how.target, str) else list(how.target)

@@ -25,9 +25,9 @@ from typing import Any
 from luthier.conversation import Conversation, Message
 from luthier.errors import DataError, ModelError, printable
 
-# Private-use code points: absent from real text; a row that holds them is refused (LU-D052).
 Fail = Callable[..., DataError]
 
+# Private-use code points: absent from real text; a row that holds them is refused (LU-D052).
 GUARD, OPEN, CLOSE = "\uf8f0", "\uf8f1", "\uf8f2"
 
 
@@ -60,9 +60,11 @@ class Encoder:
         added = {
             str(token): (id_, token.special) for id_, token in tokenizer.added_tokens_decoder.items() if str(token)
         }
-        self._special = {name for name, (_, special) in added.items() if special}
-        self._all = set(added)
-        self._private = {name: f"{OPEN}{i}{CLOSE}" for i, name in enumerate(added)}
+        # Runs of white space are added tokens of some tokenizers (GPT-NeoX, Gemma); they control nothing.
+        self._all = {name for name in added if name.replace("▁", " ").strip()}
+        self._special = {name for name in self._all if added[name][1]}
+        self._private = {name: f"{OPEN}{i}{CLOSE}" if name in self._all else name for i, name in enumerate(added)}
+        self._guard_all, self._guard_special = _Guard.against(self._all), _Guard.against(self._special)
         self._added_pattern = _any_of(self._all)
         self._added_or_guard = _any_of({*self._all, GUARD})
         self._twin, self._to_real = _twin(backend, self._private, {n: id_ for n, (id_, _) in added.items()})
@@ -73,7 +75,7 @@ class Encoder:
         if any(c in m.content for m in conversation.messages for c in (GUARD, OPEN, CLOSE)):
             raise fail("LU-D052", found="holds the private-use characters U+F8F0 to U+F8F2", advice="remove them")
         if conversation.messages[0].role == "text":
-            ids, learn = self._plain_text(conversation.answer)
+            ids, learn = self._plain_text(conversation.answer, fail)
         else:
             text, learned = self._render_with_mask(conversation, fail)
             ids, learn = self._tokenise(text, learned)
@@ -114,7 +116,10 @@ class Encoder:
 
     def _guarded(self, messages: Sequence[Message]) -> list[dict[str, str]]:
         return [
-            {"role": m.role, "content": _guard(m.content, self._special if m.role == "assistant" else self._all)}
+            {
+                "role": m.role,
+                "content": (self._guard_special if m.role == "assistant" else self._guard_all)(m.content),
+            }
             for m in messages
         ]
 
@@ -136,27 +141,28 @@ class Encoder:
         return rendered
 
     def _check_turns(self, messages: list[dict[str, str]], text: str, fail: Fail) -> None:
-        """Every message must stand in the rendering, in order."""
+        """Every message must stand in the rendering, in order; system texts stand in the last user turn of some."""
         place = 0
         for i, message in enumerate(messages):
-            found = text.find(message["content"].strip(), place)
+            system = message["role"] == "system"
+            found = text.find(message["content"].strip(), 0 if system else place)
             if found < 0:
                 raise fail(
                     "LU-D055",
                     found=f"the chat template drops or rewrites message {i} ({message['role']})",
                     advice="use a base whose template takes this role",
                 )
-            place = found + len(message["content"].strip())
+            if not system:
+                place = found + len(message["content"].strip())
 
     def _span(self, messages: list[dict[str, str]], i: int, text: str, fail: Fail) -> tuple[int, int]:
         """Where message i and the token that ends its turn stand in the rendering."""
-        start = None
-        if messages[i]["role"] == "assistant":
-            before = self._render(messages[:i], True, fail) if i else ""
-            start = len(before) if before and text.startswith(before) else None
-        if start is None:
-            # The template rewrites what came before (thinking removed from earlier turns, say): put a
-            # stand-in where the content was and see where it lands.
+        asked = i > 0 and messages[i]["role"] == "assistant"
+        before = self._render(messages[:i], True, fail) if asked else ""
+        start = len(before)
+        if not before or not text.startswith(before):
+            # The template writes what came before differently once there is more (a system text in the last
+            # user turn, say): put a stand-in where the content was and see where it lands.
             stand_in = f"{OPEN}here{CLOSE}"
             other = self._render([*messages[:i], {**messages[i], "content": stand_in}, *messages[i + 1 :]], False, fail)
             start = other.find(stand_in)
@@ -166,18 +172,19 @@ class Encoder:
                     found=f"cannot tell where the chat template puts message {i}",
                     advice="use a base with a simpler template",
                 )
+            if asked:  # white space that the model itself must write
+                start -= max(_trailing_space(text[:start]) - _trailing_space(before), 0)
         body = messages[i]["content"].strip()
         content_stop = text.index(body, start) + len(body)
-        end = next(
-            (m.end() for m in self._added_pattern.finditer(text, content_stop) if m.group() in self._special), None
-        )
-        if end is None:
+        end = next((m for m in self._added_pattern.finditer(text, content_stop) if m.group() in self._special), None)
+        # Words before that token are, unless this turn is the last, those of the next one.
+        if end is None or (i + 1 < len(messages) and text[content_stop : end.start()].strip()):
             raise fail(
                 "LU-D050",
                 found="the chat template ends the assistant's turn with no special token",
                 advice="the model would never learn to stop; use a base with a chat template that ends turns",
             )
-        return start, end
+        return start, end.end()
 
     # -- tokens ----------------------------------------------------------------------------------------
 
@@ -198,13 +205,20 @@ class Encoder:
                 add(name, [learned[match.start()]] * len(name))
             at = match.end()
         add(text[at:], learned[at:])
-        encoding = self._twin.encode("".join(parts), add_special_tokens=False)
-        ids = [self._to_real.get(id_, id_) for id_ in encoding.ids]
-        learn = [any(mask[start:stop]) for start, stop in encoding.offsets]
-        return ids, learn
+        named = "".join(parts)
+        encoding = self._twin.encode(named, add_special_tokens=False)
 
-    def _plain_text(self, text: str) -> tuple[list[int], list[bool]]:
+        def is_learned(start: int, stop: int) -> bool:
+            name = named.find(OPEN, start, stop)  # such a token may have swallowed white space that is not its own
+            return mask[name] if name >= 0 else any(mask[start:stop])
+
+        ids = [self._to_real.get(id_, id_) for id_ in encoding.ids]
+        return ids, [is_learned(*span) for span in encoding.offsets]
+
+    def _plain_text(self, text: str, fail: Fail) -> tuple[list[int], list[bool]]:
         """Text for self-supervised learning: opening tokens as the tokenizer adds them, text, end token."""
+        if self.tokenizer.eos_token_id is None:
+            raise fail("LU-D050", found="the tokenizer has no end token", advice="the model would never learn to stop")
         encoding = self._twin.encode(text, add_special_tokens=False)
         opening = [id_ for id_ in self.tokenizer("")["input_ids"] if id_ != self.tokenizer.eos_token_id]
         ids = [*opening, *encoding.ids, self.tokenizer.eos_token_id]
@@ -216,20 +230,40 @@ def _any_of(words: set[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(words, key=lambda w: (-len(w), w)))) or r"(?!)")
 
 
-def _guard(content: str, control: set[str]) -> str:
-    """Break every control string inside `content`, and every beginning or end of one at its edges.
+@dataclass(frozen=True, slots=True)
+class _Guard:
+    """Breaks every control string inside a text, and every piece of one at its edges.
 
     A template that joins `<|im_` from one message with `end|>` from its own text would make a token.
     """
-    if not control:
+
+    whole: re.Pattern[str]
+    beginnings: frozenset[str]
+    ends: frozenset[str]
+    longest: int
+    joined: str
+
+    @classmethod
+    def against(cls, words: set[str]) -> _Guard:
+        cuts = [(w, n) for w in words for n in range(1, len(w))]
+        return cls(
+            _any_of(words),
+            frozenset(w[:n] for w, n in cuts),
+            frozenset(w[n:] for w, n in cuts),
+            max(map(len, words), default=0),
+            OPEN.join(words),
+        )
+
+    def __call__(self, content: str) -> str:
+        content = self.whole.sub(lambda m: m.group()[0] + GUARD + m.group()[1:], content)
+        body = content.strip()
+        lengths = range(1, min(self.longest, len(body) + 1))
+        inside = 0 < len(body) < self.longest and body in self.joined
+        if inside or any(body[-n:] in self.beginnings for n in lengths):
+            content = content.replace(body, body + GUARD, 1)
+        if any(body[:n] in self.ends for n in lengths):
+            content = content.replace(body, GUARD + body, 1)
         return content
-    content = _any_of(control).sub(lambda m: m.group()[0] + GUARD + m.group()[1:], content)
-    body = content.strip()
-    if any(body.endswith(word[:n]) for word in control for n in range(1, len(word))):
-        content = content.replace(body, body + GUARD, 1)
-    if any(body.startswith(word[-n:]) for word in control for n in range(1, len(word))):
-        content = content.replace(body, GUARD + body, 1)
-    return content
 
 
 def _twin(backend: Any, private: dict[str, str], ids: dict[str, int]) -> tuple[Any, dict[int, int]]:
@@ -239,7 +273,17 @@ def _twin(backend: Any, private: dict[str, str], ids: dict[str, int]) -> tuple[A
     settings = json.loads(backend.to_str())
     for token in settings["added_tokens"]:
         token["content"] = private.get(token["content"], token["content"])
+    if (model := settings["model"])["type"] != "BPE":  # these find whole pieces, also such as are added tokens
+        names = {name: alias for name, alias in private.items() if name != model.get("unk_token")}
+        if isinstance(model["vocab"], list):
+            model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+        else:
+            model["vocab"] = {names.get(piece, piece): id_ for piece, id_ in model["vocab"].items()}
     settings["post_processor"] = None  # ours is text without BOS; also, ByteLevel would trim the offsets
     settings["truncation"] = settings["padding"] = None
     twin: Any = Tokenizer.from_str(json.dumps(settings))
     return twin, {twin.token_to_id(alias): ids[name] for name, alias in private.items()}
+
+
+def _trailing_space(text: str) -> int:
+    return len(text) - len(text.rstrip())

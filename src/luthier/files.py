@@ -19,11 +19,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write, fsync, rename, fsync the folder: readers and crashes see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
@@ -38,15 +42,34 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def fresh_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, renamed to `folder` on success; an earlier one of that name is replaced."""
-    building = folder.with_name(f".{folder.name}.building")
+    """A new folder to fill, renamed to `folder` on success; an earlier one of that name is replaced.
+
+    Crashes see the old folder or the new one; between the two renames that replace one, none.
+    """
+    building, old = (folder.with_name(f".{folder.name}.{what}") for what in ("building", "old"))
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     yield building
-    for path in building.rglob("*"):
-        if path.is_file():
+    for path in (*building.rglob("*"), building):
+        if path.is_dir():
+            sync_folder(path)
+        else:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():  # moved aside first: a deletion that is cut short would leave half of it
+        folder.rename(old)
     building.rename(folder)
     sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process holds the lock `path`; it dies with its process."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

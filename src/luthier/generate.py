@@ -32,6 +32,8 @@ def generate(
 ) -> list[list[int]]:
     """The most likely continuation of each prompt, without the end token, at most `max_new_tokens` long."""
     decoder.model.eval()
+    if decoder.recurrent:
+        return [_alone(decoder, prompt, max_new_tokens, end_ids, advance) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), list(prompts[i])))
     prefix = _shared(prompts) if decoder.shares else []
     cache = _prefill(decoder, prefix)
@@ -104,6 +106,24 @@ def _decode(
         ids, positions = chosen[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
     return answers
+
+
+def _alone(
+    decoder: Decoder, prompt: Sequence[int], max_new_tokens: int, end_ids: Collection[int], advance: Advance
+) -> list[int]:
+    """By transformers' own loop, which knows what recurrent models carry on."""
+    ids = torch.tensor([list(prompt)], device=decoder.device)
+    out = decoder.model.generate(  # type: ignore[operator]
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(end_ids),
+        pad_token_id=0,
+    )
+    advance(1)
+    answer: list[int] = out[0, len(prompt) :].tolist()
+    return answer[:-1] if answer and answer[-1] in end_ids else answer
 
 
 def _left_padded(suffixes: list[list[int]], n_prefix: int, device: torch.device) -> tuple[Tensor, Tensor]:

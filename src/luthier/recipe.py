@@ -29,6 +29,7 @@ MAX_ALIASES = 100
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+FormatName = Literal["auto", "messages", "prompt_completion", "classification", "text"]
 
 
 class Section(BaseModel):
@@ -56,6 +57,10 @@ class Source(Section):
     """A file or a folder of files; relative to the recipe."""
     split: Side | None = None
     """The side all rows of this source belong to; None: the recipe's split decides."""
+    format: FormatName | None = None
+    """None: `data.format`. Sources may differ: chats to learn from, and general texts to replay against forgetting."""
+    fields: dict[str, str] | None = None
+    """None: `data.fields`."""
 
 
 class Dedupe(Section):
@@ -82,7 +87,7 @@ class Split(Section):
 
 class Data(Section):
     sources: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)]
-    format: Literal["auto", "messages", "prompt_completion", "classification", "text"] = "auto"
+    format: FormatName = "auto"
     fields: dict[str, str] = {}
     """messages, prompt, completion, text, label, system, split -> a column, or a template: '{table}\\n{question}'.
     `{column?}` may be absent from a row."""

@@ -33,7 +33,7 @@ def encoded(tiny: Path, n: int, seed: int = 0) -> list[Encoded]:
 def full_decoder(tiny: Path) -> Decoder:
     """The tiny model in float64, all of it trainable."""
     base = find_base(str(tiny))
-    model = adapt(load_model(base, torch.device("cpu"), torch.float64), Full(method="full"), base, 0)
+    model = adapt(load_model(base, torch.device("cpu"), torch.float64), Full(method="full"), base, 0).double()
     return Decoder(model)
 
 
@@ -196,7 +196,9 @@ def scripted_fit(nlls: list[float], patience: int | None, monkeypatch: pytest.Mo
     script = iter(nlls)
     monkeypatch.setattr(loop, "mean_nll", lambda *_: next(script))
     optimizer = make_optimizer(trainable(model), make_recipe().train)
-    return fit(Decoder(model), optimizer, [CrossEntropy()], data, plan, Progress(), lambda _: None, lambda *_, **__: None)
+    return fit(
+        Decoder(model), optimizer, [CrossEntropy()], data, plan, Progress(), lambda _: None, lambda *_, **__: None
+    )
 
 
 def test_early_stopping_keeps_the_best_and_says_why(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,9 +270,7 @@ def test_a_hook_may_add_to_the_gradient(tiny: Path) -> None:
     assert all(torch.equal(before[n], p) for n, p in trainable(model).items())
 
 
-@pytest.mark.parametrize(
-    ("fraction", "expected"), [(0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (0.55, 0.5), (1.0, 0.0)]
-)
+@pytest.mark.parametrize(("fraction", "expected"), [(0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (0.55, 0.5), (1.0, 0.0)])
 def test_warm_up_and_cosine(fraction: float, expected: float) -> None:
     settings = make_recipe(warmup_fraction=0.1, learning_rate=1.0).train
     assert learning_rate(settings, fraction) == pytest.approx(expected, abs=1e-12)
@@ -288,5 +288,3 @@ def test_full_fine_tuning_learns_and_is_loaded_again(tiny: Path, tmp_path: Path)
     done = train(make_recipe(adapt={"method": "full"}, learning_rate=3e-3), data, base, tmp_path / "out")
     assert done.checks[-1].nll < done.checks[0].nll - 0.5
     assert load_model(find_base(str(tmp_path / "out" / "model"))) is not None
-
-

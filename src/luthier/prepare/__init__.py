@@ -6,9 +6,10 @@ Read `prepare` from top to bottom: each line is one step, and each step is a mod
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from luthier.conversation import SIDES, Conversation, Side, write_conversations
 from luthier.errors import DataError, did_you_mean, printable
@@ -22,7 +23,7 @@ from luthier.prepare.noticed import notice
 from luthier.prepare.rows import Fault, Item, Row
 from luthier.prepare.sources import SIDE_NAMES, DataFile, find_files
 from luthier.prepare.split import limit, split
-from luthier.recipe import Data, Recipe
+from luthier.recipe import Data, Recipe, Source
 from luthier.records import AuditReport
 
 __all__ = ["derive", "prepare"]
@@ -53,12 +54,11 @@ def prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder) -> AuditR
     out.mkdir(parents=True, exist_ok=True)
     files = find_files(data.sources, folder)
     hashes = {file.shown: sha256_of(file.path) for file in files}
-    samples = [row.data for file in files for row in file.sample(SAMPLE_ROWS)]
-    format = detect(samples, data) if samples else Format("messages", {"messages": "messages"})
-    columns = {column for row in samples for column in row}
-    tags = _tags(columns, format, data) if samples else []
+    shapes = _shapes(files, data)
+    tags = _tags(shapes.values(), data)
+    format = shapes[_settings(files[0].source, data)].format  # the first source says what the task is
     with open_audit(out / "rejects.jsonl") as audit:
-        items = _read(files, format, columns, data, encoder, audit)
+        items = _read(files, shapes, data, encoder, audit)
     if tags:
         audit.notes.append(f"columns kept as tags, not shown to the model: {', '.join(map(printable, tags))}")
     items = _clean(items, format, data, audit)
@@ -73,13 +73,45 @@ def prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder) -> AuditR
     return report
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How the rows of some sources are read, and the columns that their first rows have."""
+
+    format: Format
+    columns: frozenset[str]
+
+
+Settings = tuple[str, tuple[tuple[str, str], ...]]
+
+
+def _settings(source: Source, data: Data) -> Settings:
+    """What the recipe says of a source's format: sources that say the same are detected together."""
+    fields = data.fields if source.fields is None else source.fields
+    return source.format or data.format, tuple(sorted(fields.items()))
+
+
+def _shapes(files: list[DataFile], data: Data) -> dict[Settings, Shape]:
+    """Raises DataError LU-D101, LU-D102 where a format cannot be told or does not fit."""
+    samples: dict[Settings, list[dict[str, Any]]] = {}
+    for file in files:
+        samples.setdefault(_settings(file.source, data), []).extend(row.data for row in file.sample(SAMPLE_ROWS))
+    shapes = {}
+    for settings, rows in samples.items():
+        asked = data.model_copy(update={"format": settings[0], "fields": dict(settings[1])})
+        # Without a good row there is nothing to detect: the reader will reject them all, each with its reason.
+        format = detect(rows, asked) if rows else Format("messages", {"messages": "messages"})
+        shapes[settings] = Shape(format, frozenset(column for row in rows for column in row))
+    return shapes
+
+
 def _read(
-    files: list[DataFile], format: Format, known: set[str], data: Data, encoder: Encoder, audit: Audit
+    files: list[DataFile], shapes: dict[Settings, Shape], data: Data, encoder: Encoder, audit: Audit
 ) -> list[Item]:
     """The good rows of all files; the others go to the rejects."""
     items: list[Item] = []
     n_read, faulty = 0, {"read": Counter[str](), "understand": Counter[str](), "encode": Counter[str]()}
     for file in files:
+        shape = shapes[_settings(file.source, data)]
         for row in file.rows(audit.warn):
             n_read += 1
             stage = "read"
@@ -87,8 +119,8 @@ def _read(
                 if row.fault:
                     raise row.fault
                 stage = "understand"
-                side = _side_of(row, file, format, data.split.by)
-                conversation = _in_family(format.conversation(row, known, audit.warn), data.split.by)
+                side = _side_of(row, file, shape.format, data.split.by)
+                conversation = _in_family(shape.format.conversation(row, shape.columns, audit.warn), data.split.by)
                 stage = "encode"
                 items.append(_encode(conversation, side, encoder))
             except Fault as fault:
@@ -134,9 +166,13 @@ def _encode(conversation: Conversation, side: Side | None, encoder: Encoder) -> 
     return Item(conversation, side, len(encoded.ids), sum(encoded.learn))
 
 
-def _tags(columns: set[str], format: Format, data: Data) -> list[str]:
+def _tags(shapes: Iterable[Shape], data: Data) -> list[str]:
     """The columns that become tags. Raises DataError LU-D102 where the recipe names one that does not."""
-    tags = sorted(columns - format.columns)
+    shapes = [shape for shape in shapes if shape.columns]
+    if not shapes:
+        return []
+    columns = set[str]().union(*(shape.columns for shape in shapes))
+    tags = sorted(set[str]().union(*(shape.columns - shape.format.columns for shape in shapes)))
     named = [("data.slices", one) for one in data.slices]
     named += [("data.split.by", data.split.by)] if data.split.by not in ("given", "family") else []
     for where, name in named:
@@ -175,7 +211,7 @@ def _report(format: Format, sides: dict[Side, list[Item]], audit: Audit, hashes:
     conversations = [item.conversation for members in sides.values() for item in members]
     return AuditReport(
         task=task_of(format, any(sum(m.role == "assistant" for m in c.messages) > 1 for c in conversations)),
-        labels=tuple(sorted({c.answer for c in conversations})) if format.name == "classification" else (),
+        labels=tuple(sorted({c.answer for c in conversations if c.prompt})) if format.name == "classification" else (),
         format=format.name,
         fields=format.fields,
         steps=tuple(audit.steps),

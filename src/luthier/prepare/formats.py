@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -52,7 +52,7 @@ class Format:
         """Every column that a field reads; the others become tags."""
         return {column for field in self.fields.values() for column in columns_of(field)}
 
-    def conversation(self, row: Row, known: set[str], warn: Warn) -> Conversation:
+    def conversation(self, row: Row, known: Set[str], warn: Warn) -> Conversation:
         """The row's conversation; columns not in `known` are warned of. Raises Fault."""
         messages = list(self._messages(row, warn))
         if system := self._system(row, messages):
@@ -65,7 +65,7 @@ class Format:
                 f"a character that cannot be seen: {printable(shown)}",
                 "it is kept; remove it if it is no text",
             )
-        for column in sorted(row.data.keys() - known):
+        for column in sorted(set(row.data) - known):
             warn("LU-D028", f"{row.where}:{column}", "a column that the first rows do not have", "it is kept as a tag")
         tags = {column: value for column, value in row.data.items() if column not in self.columns}
         return make_conversation(messages, row.where, tags)

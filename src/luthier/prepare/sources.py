@@ -47,6 +47,7 @@ class DataFile:
     shown: str
     """As it is named to people: relative to the recipe."""
     side: Side | None
+    source: Source
     kind: str
     stamp: tuple[int, int, int]
     """Size, time and inode: to see whether it was changed while it was read."""
@@ -85,7 +86,7 @@ def find_files(sources: tuple[Source, ...], folder: Path) -> list[DataFile]:
     for source in sources:
         for path, shown, side in _paths_of(source_path(source, folder), source):
             try:
-                files.append(_examine(path, shown, side))
+                files.append(_examine(path, shown, side, source))
             except DataError as error:
                 problems.extend(error.problems)
     if problems:
@@ -112,7 +113,7 @@ def side_of_name(stem: str) -> Side | None:
     return SIDE_NAMES.get(re.split(r"[._-]", stem.lower())[0])
 
 
-def _examine(path: Path, shown: str, side: Side | None) -> DataFile:
+def _examine(path: Path, shown: str, side: Side | None, source: Source) -> DataFile:
     """A file that can be read, or DataError LU-D006, LU-D014, LU-D016, LU-D019."""
     try:
         status = path.stat()
@@ -129,7 +130,7 @@ def _examine(path: Path, shown: str, side: Side | None) -> DataFile:
         raise DataError.of("LU-D019", printable(shown, 300), f"cannot be read: {why}", f"looked for {path}") from None
     if not head.removeprefix(BOM).strip() and len(head) < HEAD_BYTES:
         raise DataError.of("LU-D014", shown, "the file is empty")
-    return DataFile(path, shown, side, _kind(path, shown, head), _stamp(status))
+    return DataFile(path, shown, side, source, _kind(path, shown, head), _stamp(status))
 
 
 def _kind(path: Path, shown: str, head: bytes) -> str:

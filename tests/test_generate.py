@@ -1,0 +1,126 @@
+"""Greedy generation equals transformers' own, token for token, however prompts are put together."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_models import ARCHITECTURES, built
+
+from luthier import generate as generation
+from luthier.conversation import Message
+from luthier.encode import Encoder
+from luthier.generate import generate
+from luthier.models import Base, Decoder, find_base, load_model, load_tokenizer
+
+NEVER = 10_000
+"""An end token that no tiny model has."""
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny: Path) -> Decoder:
+    return Decoder(load_model(find_base(str(tiny)), torch.device("cpu"), torch.float32))
+
+
+def prompts(n: int, seed: int, *, shared: int = 0, vocabulary: int = 500) -> list[list[int]]:
+    """Ragged prompts, with a common beginning."""
+    rng = random.Random(seed)
+    start = rng.choices(range(3, vocabulary), k=shared)
+    return [start + rng.choices(range(3, vocabulary), k=rng.randint(1, 25)) for _ in range(n)]
+
+
+def own(decoder: Decoder, prompt: Sequence[int], n: int, end_ids: Collection[int]) -> list[int]:
+    """What transformers' own greedy loop writes after one prompt."""
+    ids = torch.tensor([list(prompt)])
+    model: Any = decoder.model
+    settings = {"do_sample": False, "pad_token_id": 0, "eos_token_id": sorted(end_ids)}
+    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, **settings)
+    new: list[int] = out[0, len(prompt) :].tolist()
+    return next((new[:i] for i, token in enumerate(new) if token in end_ids), new)
+
+
+def ours(decoder: Decoder, given: Sequence[Sequence[int]], n: int, end_ids: Collection[int]) -> list[list[int]]:
+    counted = 0
+
+    def advance(done: int = 1, **_: object) -> None:
+        nonlocal counted
+        counted += done
+
+    answers = generate(decoder, given, max_new_tokens=n, end_ids=end_ids, advance=advance)
+    assert counted == len(given)
+    return answers
+
+
+@pytest.mark.parametrize("shared", [0, 1, 30])
+@pytest.mark.parametrize("n", [1, 7])
+def test_ragged_prompts_are_continued_as_by_transformers(decoder: Decoder, shared: int, n: int) -> None:
+    given = prompts(n, seed=shared + n, shared=shared)
+    assert ours(decoder, given, 20, {NEVER}) == [own(decoder, p, 20, {NEVER}) for p in given]
+
+
+def test_more_prompts_than_run_at_once(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = prompts(8, seed=3, shared=5)
+    whole = ours(decoder, given, 10, {NEVER})
+    monkeypatch.setattr(generation, "ROWS_AT_ONCE", 3)
+    assert ours(decoder, given, 10, {NEVER}) == whole
+
+
+def test_rows_end_on_their_own(decoder: Decoder) -> None:
+    """Ends are chosen from what the model writes, so that rows leave the batch at different times."""
+    given = prompts(8, seed=5, shared=4)
+    free = ours(decoder, given, 16, {NEVER})
+    end_ids = {free[0][3], free[1][9], free[2][0]}
+    found = ours(decoder, given, 16, end_ids)
+    assert found == [own(decoder, p, 16, end_ids) for p in given]
+    assert len({len(answer) for answer in found}) >= 3
+    assert not any(end_ids & set(answer) for answer in found)
+
+
+def test_all_rows_may_end_at_once(decoder: Decoder) -> None:
+    assert ours(decoder, prompts(3, seed=1), 8, set(range(520))) == [[], [], []]
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_an_answer_is_at_most_so_long(decoder: Decoder, n: int) -> None:
+    given = prompts(3, seed=6)
+    assert [len(a) for a in ours(decoder, given, n, {NEVER})] == [n] * 3
+
+
+def test_no_prompts_no_answers(decoder: Decoder) -> None:
+    assert ours(decoder, [], 5, {2}) == []
+
+
+def test_equal_prompts_and_prompts_that_begin_each_other(decoder: Decoder) -> None:
+    [long] = prompts(1, seed=8, shared=20)
+    given = [long, long[:7], long, long[:1], long[:8]]
+    assert ours(decoder, given, 10, {NEVER}) == [own(decoder, p, 10, {NEVER}) for p in given]
+
+
+def test_a_prompt_is_not_changed(decoder: Decoder) -> None:
+    given = prompts(3, seed=9, shared=3)
+    before = [list(p) for p in given]
+    ours(decoder, given, 4, {NEVER})
+    assert given == before
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_is_continued_as_by_transformers(architecture: str) -> None:
+    """Learned positions, sliding windows shorter than the prompts, recurrent layers."""
+    decoder = Decoder(built(architecture, torch.float32))
+    given = prompts(3, seed=11, shared=6, vocabulary=60)
+    end_ids = {ours(decoder, given[:1], 6, {NEVER})[0][-1]}
+    assert ours(decoder, given, 8, end_ids) == [own(decoder, p, 8, end_ids) for p in given]
+
+
+@pytest.mark.smollm2
+def test_the_built_in_model_answers_as_by_transformers(smollm2: Base) -> None:
+    decoder, tokenizer = Decoder(load_model(smollm2, torch.device("cpu"), torch.float32)), load_tokenizer(smollm2)
+    encoder = Encoder(tokenizer)
+    questions = ["What is the capital of France? One word.", "Say yes.", "Name a colour, and a fruit of that colour."]
+    given = [encoder.prompt([Message(role="user", content=q)]) for q in questions]
+    end_ids = {tokenizer.eos_token_id}
+    assert ours(decoder, given, 12, end_ids) == [own(decoder, p, 12, end_ids) for p in given]
