@@ -47,9 +47,14 @@ class Registry:
     def check(self, use: str, params: dict[str, Any], where: str, folder: Path | None, given: set[str]) -> None:
         """Bind `params` to the callable's signature; `given` are arguments that the caller passes by itself.
 
-        The first parameter of a score function, `sample`, is the caller's alone. Raises RecipeError LU-R012.
+        The first parameter of a score function, `sample`, is the caller's alone. Raises RecipeError LU-R010 to LU-R012.
         """
-        signature = inspect.signature(self.find(use, where, folder))
+        try:
+            signature = inspect.signature(self.find(use, where, folder))
+        except ValueError:  # some functions that are written in C
+            raise RecipeError.of(
+                "LU-R011", where, f"'{use}' does not tell its parameters", "wrap it in one that does"
+            ) from None
         free = {n: p for n, p in signature.parameters.items() if n != "sample"}
         takes_any = any(p.kind is p.VAR_KEYWORD for p in free.values())
         for name in params:
@@ -70,9 +75,11 @@ class Registry:
 
     def fingerprint(self, use: str, folder: Path | None = None) -> str:
         """Hash of the plug-in's source for cache keys: of its module, or of its distribution's version."""
-        if ":" not in use and (entry := _entry_points(self.group).get(use)) and entry.dist:
+        entry = None if ":" in use else _entry_points(self.group).get(use)
+        if entry and entry.dist:
             return f"{use}@{entry.dist.name}-{version(entry.dist.name)}"
-        module = sys.modules[self.find(use, "", folder).__module__]
+        self.find(use, "", folder)  # which says what is wrong with it
+        module = _module(entry.module if entry else use.partition(":")[0], folder)
         path = getattr(module, "__file__", None)
         source = Path(path).read_bytes() if path else repr(module).encode()
         return f"{use}@{hashlib.sha256(source).hexdigest()[:16]}"
@@ -91,7 +98,7 @@ def _import(use: str, where: str, folder: Path | None) -> Callable[..., Any]:
     try:
         module = _module(module_name, folder)
         found = getattr(module, attribute)
-    except Exception as error:  # a user's module may raise anything at import
+    except (Exception, SystemExit) as error:  # a user's module may raise anything at import
         raise RecipeError.of(
             "LU-R011",
             where,
@@ -108,8 +115,9 @@ def _module(name: str, folder: Path | None) -> Any:
     path = (folder or Path.cwd()) / (name.replace(".", "/") + ".py")
     if not path.is_file():
         return importlib.import_module(name)
-    # Two recipes may each have a metrics.py: the path is part of the module's name.
-    alias = f"luthier_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}_{path.stem}"
+    # Two recipes may each have a metrics.py, and one may change while we run: path and source are in the name.
+    key = hashlib.sha256(str(path.resolve()).encode() + b"\n" + path.read_bytes()).hexdigest()[:12]
+    alias = f"luthier_plugin_{key}_{path.stem}"
     if alias in sys.modules:
         return sys.modules[alias]
     spec = importlib.util.spec_from_file_location(alias, path)

@@ -24,7 +24,9 @@ from luthier.errors import Problem, RecipeError, did_you_mean, printable
 from luthier.plugins import METRICS, Registry
 
 MAX_RECIPE_BYTES = 1 << 20
-MAX_ALIASES = 100
+MAX_NODES = 100_000
+"""Values in a recipe, those of an alias counted wherever it stands."""
+MAX_DEPTH = 64
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -123,6 +125,13 @@ class Model(Section):
     base: str = "smollm2-135m-instruct"
     """A built-in name, a hub name, a folder or a .gguf file."""
     adapt: Adapt = Lora()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lora_unless_said(cls, value: Any) -> Any:
+        """So that `adapt: {rank: 8}` is enough; `to_yaml`, which leaves out defaults, writes it so."""
+        adapt = value.get("adapt") if isinstance(value, dict) else None
+        return {**value, "adapt": {"method": "lora", **adapt}} if isinstance(adapt, dict) else value
 
 
 class EarlyStopping(Section):
@@ -258,7 +267,9 @@ def validate(tree: dict[str, Any], where: str, folder: Path) -> Recipe:
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(*problems, *(_explain(e, where) for e in error.errors())) from None
+        # A list whose items are all wrong is also "too short": pydantic counts what is left of it.
+        wrong = [e for e in error.errors() if not (e["type"] == "too_short" and e["input"])]
+        raise RecipeError(*problems, *(_explain(e, where) for e in wrong)) from None
     problems += _check_plugins(recipe, where, folder)
     if problems:
         raise RecipeError(*problems)
@@ -269,11 +280,11 @@ def parse_yaml(text: str, where: str) -> Any:
     """YAML 1.2 to plain data. Raises RecipeError LU-R002 to LU-R005."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
-    from ruamel.yaml.events import AliasEvent
 
     try:
-        aliases = 0
+        size = _Size(where)
         for event in YAML(typ="safe", pure=True).parse(io.StringIO(text)):
+            size.add(event)
             tag = getattr(event, "tag", None)
             if tag is not None and not str(tag).startswith("tag:yaml.org,2002:"):
                 raise RecipeError.of(
@@ -283,16 +294,46 @@ def parse_yaml(text: str, where: str) -> Any:
                 raise RecipeError.of(
                     "LU-R004", _at(where, event), f"YAML tag {printable(str(tag))}", "recipes hold plain values only"
                 )
-            aliases += isinstance(event, AliasEvent)
-            if aliases > MAX_ALIASES or (aliases and _explodes(text)):
-                raise RecipeError.of("LU-R005", _at(where, event), "YAML aliases that multiply", "write the values out")
         return YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else where
         raise RecipeError.of("LU-R003", place, f"not YAML: {getattr(error, 'problem', None) or error}") from None
-    except RecursionError:
-        raise RecipeError.of("LU-R003", where, "nested too deeply") from None
+
+
+class _Size:
+    """Counts values while YAML is parsed, and stops before aliases that multiply, or endless nesting, are built."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._n_nodes = 0
+        self._open: list[tuple[str | None, int]] = []  # anchor, and nodes before it
+        self._anchored: dict[str, int] = {}  # nodes of a closed value
+
+    def add(self, event: Any) -> None:
+        """Raises RecipeError LU-R003, LU-R005."""
+        from ruamel.yaml import events
+
+        anchor: Any = getattr(event, "anchor", None)
+        if isinstance(event, events.AliasEvent):
+            self._n_nodes += self._anchored.get(anchor, MAX_NODES + 1)  # one that is still open holds itself
+        elif isinstance(event, events.CollectionStartEvent):
+            self._open.append((anchor, self._n_nodes))
+            self._n_nodes += 1
+        elif isinstance(event, events.CollectionEndEvent):
+            opened, before = self._open.pop()
+            if opened:
+                self._anchored[opened] = self._n_nodes - before
+        elif isinstance(event, events.ScalarEvent):
+            self._n_nodes += 1
+            if anchor:
+                self._anchored[anchor] = 1
+        if len(self._open) > MAX_DEPTH:
+            raise RecipeError.of("LU-R003", _at(self._where, event), "nested too deeply")
+        if self._n_nodes > MAX_NODES:
+            raise RecipeError.of(
+                "LU-R005", _at(self._where, event), "YAML aliases that multiply", "write the values out"
+            )
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -309,17 +350,15 @@ def to_yaml(recipe: Recipe) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {_plain(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, str) and not value.isprintable():  # quoted, with escapes: U+0085 would be read as a space
+        from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+        return DoubleQuotedScalarString(value)
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _explodes(text: str) -> bool:
-    """Whether anchors are nested in anchors: the shape of an alias bomb. Recipes have no use for it."""
-    anchored = re.findall(r"&\S+\s*(\[[^\n]*|\{[^\n]*)", text)
-    return sum("*" in body for body in anchored) > 2
-
-
-def _check_plugins(recipe: Recipe, where: str, folder: Path) -> Iterator[Problem] | list[Problem]:
+def _check_plugins(recipe: Recipe, where: str, folder: Path) -> list[Problem]:
     problems: list[Problem] = []
 
     def check(registry: Registry, use: Use, place: str, given: set[str]) -> None:
@@ -330,6 +369,10 @@ def _check_plugins(recipe: Recipe, where: str, folder: Path) -> Iterator[Problem
 
     for i, metric in enumerate(recipe.evaluate.metrics):
         check(METRICS, metric, f"evaluate.metrics.{i}", {"labels"})
+        if metric_name(metric) in map(metric_name, recipe.evaluate.metrics[:i]):
+            found = f"a second metric called '{metric_name(metric)}'"
+            advice = "a report has one of each name; give the function another one"
+            problems.append(Problem("LU-R015", f"{where}: evaluate.metrics.{i}", found, advice))
     if recipe.evaluate.metrics and not problems:
         measured = {metric_name(m) for m in recipe.evaluate.metrics} | {"general_perplexity"}
         problems += [
@@ -360,14 +403,14 @@ def _set(tree: dict[str, Any], assignment: str) -> None:
     for part in parents:
         node = (
             node[int(part)]
-            if isinstance(node, list) and part.isdigit() and int(part) < len(node)
+            if isinstance(node, list) and part.isdecimal() and int(part) < len(node)
             else (node.setdefault(part, {}) if isinstance(node, dict) else None)
         )
         if not isinstance(node, dict | list):
             raise RecipeError.of("LU-R007", assignment, f"'{part}' is not a section")
     value = parse_yaml(text, assignment)
     if isinstance(node, list):
-        if not last.isdigit() or int(last) >= len(node):
+        if not last.isdecimal() or int(last) >= len(node):
             raise RecipeError.of("LU-R007", assignment, f"'{last}' is no index of a list of {len(node)}")
         node[int(last)] = value
     else:

@@ -161,13 +161,18 @@ class EvalReport(Record):
 
 
 class RuleResult(Record):
+    """One rule in one place, judged."""
+
     rule: str
-    """In words."""
+    """In words, with its place."""
+    must: Literal["beat_baseline", "not_regress"]
+    margin: float
+    """In points of the metric, never negative."""
+    place: str
+    """Which samples, e.g. "kind=unseen_fact"; "" for all."""
     outcome: Outcome
     why: str
-    metric: str
-    required: float
-    """What the interval's end was compared with."""
+    """The reason; the numbers that it rests on are the comparison's."""
     comparison: Comparison
 
 

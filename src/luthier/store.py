@@ -16,6 +16,8 @@ import os
 import shutil
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from luthier.errors import RunError, did_you_mean
 from luthier.files import fresh_folder, sha256_of
 from luthier.records import Artifact, RunRecord
@@ -24,11 +26,12 @@ STAGES = ("prepare", "train", "evaluate", "release")
 
 
 def artifacts_in(folder: Path, *, skip: tuple[str, ...] = ("record.json",)) -> tuple[Artifact, ...]:
-    """Every file below `folder` with its hash, in order of name."""
+    """Every file below `folder` with its hash, in order of name; but hidden ones: a kill leaves half-written files."""
+    names = {p: p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()}
     return tuple(
-        Artifact(path=str(p.relative_to(folder)), sha256=sha256_of(p), n_bytes=p.stat().st_size)
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and str(p.relative_to(folder)) not in skip
+        Artifact(path=str(name), sha256=sha256_of(path), n_bytes=path.stat().st_size)
+        for path, name in names.items()
+        if str(name) not in skip and not any(part.startswith(".") for part in name.parts)
     )
 
 
@@ -39,9 +42,13 @@ def folder_hash(folder: Path) -> str:
 
 
 def stage_record(run: Path, stage: str) -> RunRecord | None:
-    """The record of a finished stage, or None."""
+    """The record of a finished stage, or None. Raises RunError LU-U008 where there is one that cannot be read."""
     path = run / stage / "record.json"
-    return RunRecord.read(path) if path.is_file() else None
+    try:
+        return RunRecord.read(path) if path.is_file() else None
+    except ValidationError:
+        advice = f"delete {path.parent} to do it anew"
+        raise RunError.of("LU-U008", str(path), "is no record that this version of Luthier reads", advice) from None
 
 
 def damaged(run: Path, record: RunRecord) -> str | None:
@@ -64,7 +71,10 @@ def runs_in(workspace: Path) -> list[Path]:
 def find_stage(workspace: Path, stage: str, key: str, not_in: Path) -> Path | None:
     """Another run's folder in which this very stage is already done."""
     for run in reversed(runs_in(workspace)):
-        record = stage_record(run, stage) if run != not_in else None
+        try:
+            record = stage_record(run, stage) if run != not_in else None
+        except RunError:  # another run's affair
+            continue
         if record and record.key == key and damaged(run, record) is None:
             return run
     return None

@@ -23,7 +23,6 @@ from luthier.records import (
 from luthier.release.evidence import Evidence
 from luthier.release.gate import judge, judge_rule
 
-NAN = math.nan
 HOSTILE = (
     "<script>alert(1)</script> ]]> --> \x00\x1b[31m\u202egnp.exe "
     "`` ``` | *a* [x](http://evil.example/) \"'&amp; {{ 7*7 }}"
@@ -31,12 +30,13 @@ HOSTILE = (
 
 
 def comparison(metric: str, baseline: float, value: float, half: float, /, **given: Any) -> Comparison:
-    """A comparison with an interval of the change of +- `half`."""
+    """A comparison with an interval of the change of +- `half`; 0 for two models that do the same."""
     higher = given.pop("higher_is_better", "perplexity" not in metric)
     delta = value - baseline if higher else baseline - value
     n = given.pop("n", 240)
-    p = math.erfc(abs(delta) / half * 1.96 / math.sqrt(2)) if half else NAN
-    wins, losses = (round(n * 0.2), round(n * 0.08)) if delta > 0 else (round(n * 0.08), round(n * 0.2))
+    p = math.erfc(abs(delta) / half * 1.96 / math.sqrt(2)) if half else 1.0
+    more, fewer = round(n * 0.2), round(n * 0.08)
+    wins, losses = (more, fewer) if delta > 0 else (fewer, more)
     fields = {
         "metric": metric,
         "higher_is_better": higher,
@@ -81,7 +81,7 @@ BEATS = rule("exact_match", "beat_baseline")
 KEEPS = rule("general_perplexity", "not_regress", by_relative=0.05)
 FAILS = rule("rougeL", "beat_baseline", by_points=0.06)
 UNDECIDED = rule(
-    "token_f1", "not_regress", comparison("token_f1", 0.50, 0.51, 0.072, n=31), "language = es", by_points=0.03
+    "token_f1", "not_regress", comparison("token_f1", 0.50, 0.51, 0.072, n=31), "language=es", by_points=0.03
 )
 
 
@@ -182,10 +182,10 @@ AUDIT = AuditReport(
 def training(steps: int = 220, best: int = 154) -> TrainReport:
     rng = random.Random(1)
     curve = tuple((s, 0.9 + 1.7 * math.exp(-s / 45) + rng.gauss(0, 0.07)) for s in range(1, steps + 1))
-    checks = []
+    checks = [Check(step=0, nll=2.41, train_nll=None, best=False)]
     for s in range(22, steps + 1, 22):
         nll = 1.21 + 1.1 * math.exp(-s / 50) + max(0, s - best) * 0.0012
-        checks.append(Check(step=s, nll=nll, train_nll=0.95 + 1.2 * math.exp(-s / 45), best=s <= best))
+        checks.append(Check(step=s, nll=nll, train_nll=0.95 + 1.2 * math.exp(-s / 45), best=s == best))
     return TrainReport(
         method="lora",
         n_trainable=4_884_480,
@@ -282,31 +282,19 @@ UNDERPOWERED = replace(PASSES, verdict=judge((BEATS, UNDECIDED)))
 
 
 def nothing() -> Evidence:
-    """No slices, one sample, no curve, numbers that are not defined."""
-    blank = comparison(
-        "bleu",
-        0.0,
-        0.0,
-        0.0,
-        n=1,
-        value=NAN,
-        delta=NAN,
-        low=-math.inf,
-        high=math.inf,
-        p=NAN,
-        min_detectable=NAN,
-        value_low=NAN,
-        value_high=NAN,
-        wins=0,
-        losses=0,
-        ties=1,
-        trouble="one sample has no interval",
+    """As little as there can be: one sample, no text, no slices, one training step, and a model that is still its base."""
+    same = comparison("bleu", 0.0, 0.0, 0.0, n=1, wins=0, losses=0, ties=1, trouble="1 independent sample is too few")
+    one = Judged(id="0", prompt="", reference="", baseline="", tuned="", scores={"bleu": (None, None)})
+    checks = (Check(step=0, nll=2.5, train_nll=None, best=True), Check(step=1, nll=2.6, train_nll=2.5, best=False))
+    return replace(
+        PASSES,
+        audit=AuditReport(task="text", format="text", steps=(Step(name="read", n_in=3, n_out=3),), sides={"test": 1}),
+        evaluation=evaluation(metrics={"bleu": same}, slices={}, samples=(one,), n=1, n_clusters=1, notes=()),
+        training=training().model_copy(update={"curve": ((1, 2.5),), "checks": checks, "best_step": 0, "stopped": ""}),
+        verdict=judge((rule("bleu", "beat_baseline", same),)),
+        environment={"base_model": "base"},
+        artifacts={},
     )
-    one = samples(1)[0].model_copy(update={"scores": {"bleu": (None, None)}})
-    bare = evaluation(metrics={"bleu": blank}, slices={}, samples=(one,), n=1, n_clusters=1, notes=())
-    undecided = rule("bleu", "beat_baseline", blank)
-    quiet = training().model_copy(update={"curve": (), "checks": (), "best_step": 0})
-    return replace(PASSES, evaluation=bare, training=quiet, verdict=judge((undecided,)), environment={}, artifacts={})
 
 
 def hostile() -> Evidence:

@@ -46,13 +46,17 @@ def test_front_matter_has_real_numbers():
     assert front_of(model_card(PASSES, license="apache-2.0"))["license"] == "apache-2.0"
 
 
-def test_undefined_numbers_stay_out_of_the_front_matter():
-    assert front_of(model_card(everything()["nothing"]))["model-index"][0]["results"][0]["metrics"] == []
-
-
 def test_a_local_folder_is_no_base_model_of_the_hub():
-    local = replace(PASSES, environment={}, recipe=recipe(model={"base": "/home/me/models/x"}))
+    local = replace(PASSES, environment={"base_model": "x"}, recipe=recipe(model={"base": "/home/me/models/x"}))
     assert "base_model" not in front_of(model_card(local))
+    hub = replace(PASSES, environment={"base_model": "gpt2"}, recipe=recipe(model={"base": "gpt2"}))
+    assert front_of(model_card(hub))["base_model"] == "gpt2"
+
+
+def test_every_rule_has_its_numbers_and_its_reason():
+    card = model_card(FAILED)
+    assert "21.30 → 21.62, higher by 0.32 (worse), interval 0.11 to 0.53 higher (n: 120 samples). " in card
+    assert "The low end, −0.53, is above the limit −1.06." in card
 
 
 def test_full_fine_tuning_loads_without_peft():
@@ -70,10 +74,11 @@ def test_the_loading_code_compiles(evidence):
 def test_limits_come_from_measured_failures():
     card = model_card(FAILED)
     limits = card[card.index("## Limits") :]
-    assert "general\\_perplexity: higher by 0.32 (worse), interval 0.11 to 0.53 higher (beyond chance" in limits
-    assert "must\\_contain: lower by 0.03 (worse)" in limits and "may be chance" in limits
+    assert "general\\_perplexity: 21.30 → 21.62, higher by 0.32 (worse), interval 0.11 to 0.53 higher" in limits
+    assert "(n: 120 samples); beyond chance" in limits
+    assert "must\\_contain: 0.61 → 0.58, lower by 0.03 (worse)" in limits and "may be chance" in limits
     assert "topic = opening hours" in limits and "language = es" in limits
-    assert "in language = es. " in limits and "more samples" in limits
+    assert "where language=es. The limit −0.03 lies inside the interval; about 1,200 samples in all" in limits
     assert "48 wins, 19 losses" in limits and limits.count("Example ") == 2
     assert "Other seeds" in limits
 

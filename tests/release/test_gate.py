@@ -10,7 +10,7 @@ import pytest
 
 from luthier.recipe import Rule
 from luthier.records import Comparison, Outcome, RuleResult
-from luthier.release.gate import judge, judge_rule
+from luthier.release.gate import judge, judge_rule, limit, observed
 
 E = 1e-9
 
@@ -70,14 +70,19 @@ def test_the_table(must: str, settings: dict[str, float], low: float, high: floa
 def test_trouble_leaves_every_rule_open_and_says_why(must: str, ends: tuple[float, float]) -> None:
     result = judge_rule(rule(must), seen(*ends, trouble="12 independent samples are too few"))
     assert result.outcome == "UNDERPOWERED"
-    assert result.why.endswith("cannot be relied on: 12 independent samples are too few")
+    assert result.why == "the interval cannot be relied on: 12 independent samples are too few"
 
 
 def test_the_margin_is_relative_to_the_size_of_the_baseline() -> None:
     below_zero = seen(-0.04, 0.1, baseline=-0.5)
-    assert judge_rule(rule("not_regress", by_relative=0.1), below_zero).required == pytest.approx(-0.05)
-    assert judge_rule(rule("beat_baseline", by_relative=0.1), below_zero).required == pytest.approx(0.05)
-    assert math.copysign(1, judge_rule(rule("not_regress"), below_zero).required) == 1
+    for must in ("not_regress", "beat_baseline"):
+        result = judge_rule(rule(must, by_relative=0.1), below_zero)
+        assert (result.must, result.margin, result.place) == (must, pytest.approx(0.05), "")
+
+
+def test_the_limit_is_the_margin_on_its_side_of_zero() -> None:
+    assert (limit("beat_baseline", 0.05), limit("not_regress", 0.05)) == (0.05, -0.05)
+    assert math.copysign(1, limit("not_regress", 0.0)) == 1
 
 
 @pytest.mark.parametrize(
@@ -96,35 +101,45 @@ def test_the_margin_is_relative_to_the_size_of_the_baseline() -> None:
 )
 def test_a_rule_in_words(given: Rule, words: str) -> None:
     assert judge_rule(given, seen(-0.1, 0.1)).rule == words
-    assert judge_rule(given, seen(-0.1, 0.1), "language = de").rule == f"{words}, in language = de"
+    somewhere = judge_rule(given, seen(-0.1, 0.1), "language=de")
+    assert (somewhere.rule, somewhere.place) == (f"{words}, where language=de", "language=de")
 
 
-def test_the_words_name_the_samples_that_a_rule_speaks_of() -> None:
-    given = rule("beat_baseline", where={"kind": "unseen_fact"})
-    assert judge_rule(given, seen(0.1, 0.2)).rule == "rouge must beat the baseline, where kind = unseen_fact"
-
-
-def test_the_reason_gives_the_numbers() -> None:
-    result = judge_rule(rule("beat_baseline"), seen(0.012, 0.056))
-    assert result.why == (
-        "0.534 against 0.5, a gain of 0.034 (signed so that more is better, between +0.012 and +0.056; n = 200): "
-        "the low end is above 0"
+def test_what_was_observed_in_one_line() -> None:
+    assert observed(judge_rule(rule("beat_baseline"), seen(-0.012, 0.056))) == (
+        "0.522 against 0.5, a gain of 0.022 (signed so that more is better, between -0.012 and +0.056; n = 200)"
     )
-    assert "the high end is not above 0" in judge_rule(rule("beat_baseline"), seen(-0.1, 0.0)).why
-    assert "the high end is below -0.03" in judge_rule(rule("not_regress", by_points=0.03), seen(-0.1, -0.05)).why
-    assert "the least gain that counts, +0.2" in judge_rule(rule("beat_baseline", min_effect=0.2), seen(-0.1, 0.1)).why
+
+
+@pytest.mark.parametrize(
+    ("given", "ends", "why"),
+    [
+        (rule("beat_baseline"), (0.012, 0.056), "the low end, +0.012, is above the limit 0"),
+        (rule("beat_baseline", by_points=0.3), (0.30004, 0.5), "the low end, +0.30004, is above the limit +0.3"),
+        (rule("beat_baseline"), (-0.1, 0.0), "the high end, 0, is not above the limit 0"),
+        (rule("not_regress", by_points=0.03), (-0.1, -0.05), "the high end, -0.05, is below the limit -0.03"),
+        (rule("not_regress", by_points=2000), (-4000, -3000), "the high end, -3,000, is below the limit -2,000"),
+        (
+            rule("beat_baseline", min_effect=0.2),
+            (-0.1, 0.1),
+            "the high end, +0.1, is below the least gain that counts, +0.2",
+        ),
+    ],
+)
+def test_the_reason_is_the_end_of_the_interval_and_the_limit(given: Rule, ends: tuple[float, float], why: str) -> None:
+    assert judge_rule(given, seen(*ends)).why == why
 
 
 @pytest.mark.parametrize(
     ("must", "points", "ends", "says"),
-    [  # in each, the gap to the margin is half of the half-width: four times the samples, 600 more than 200
-        ("beat_baseline", 0.0, (-0.01, 0.03), "about 600 more samples would settle it as PASS"),
-        ("beat_baseline", 0.0, (-0.03, 0.01), "about 600 more samples would settle it as FAIL"),
-        ("not_regress", 0.03, (-0.05, 0.03), "about 600 more samples would settle it as PASS"),
+    [  # in each, the gap to the margin is a fifth of what 200 samples detect: 25 times as many, 5,000 in all
+        ("beat_baseline", 0.0, (-0.01, 0.05), "about 5,000 samples in all would likely settle it as PASS"),
+        ("beat_baseline", 0.0, (-0.05, 0.01), "about 5,000 samples in all would likely settle it as FAIL"),
+        ("not_regress", 0.03, (-0.05, 0.03), "about 5,000 samples in all would likely settle it as PASS"),
         ("not_regress", 0.0, (-0.1, 0.1), "too close"),
     ],
 )
-def test_an_open_rule_says_how_many_more_samples(
+def test_an_open_rule_says_how_many_samples_would_settle_it(
     must: str, points: float, ends: tuple[float, float], says: str
 ) -> None:
     assert says in judge_rule(rule(must, by_points=points), seen(*ends)).why

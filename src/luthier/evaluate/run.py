@@ -60,7 +60,8 @@ def evaluate(
             report.say(f"{name}: answers known from an earlier run")
         else:
             write_atomically(kept, dump_answers(exam.take(Decoder(load()), name, report)))
-        taken[name] = load_answers(name, kept, recipe.evaluate.cluster_by)
+        shown = Path(base.name).name if name == "base" else name
+        taken[name] = load_answers(shown, kept, recipe.evaluate.cluster_by)
         shutil.copyfile(kept, out / f"{name}.jsonl")
     result = compare_models(taken["tuned"], taken["base"], metrics=metrics, recipe=recipe, task=audit.task)
     result = result.model_copy(update={"notes": (*notes, *result.notes)})

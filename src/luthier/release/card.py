@@ -7,7 +7,6 @@ blocks; `Markdown` marks what is Markdown already.
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -16,7 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from luthier.records import Comparison, Judged, Task
+from luthier.records import Comparison, Judged, Step, Task
 from luthier.release import wording
 from luthier.release.evidence import Evidence, main_metric, method, not_measured, worst_regressions
 
@@ -27,6 +26,32 @@ INTENDED: dict[Task, str] = {
     "dialogue": "Answering in dialogues like those it was trained on.",
     "text": "Continuing text like the text it was trained on.",
 }
+LOAD_FULL = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("model")
+tokenizer = AutoTokenizer.from_pretrained("model")
+"""
+LOAD_ADAPTER = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import PeftModel
+
+base = AutoModelForCausalLM.from_pretrained({base!r})
+model = PeftModel.from_pretrained(base, "model")
+tokenizer = AutoTokenizer.from_pretrained({base!r})
+"""
+ASK_TEXT = """
+inputs = tokenizer("...", return_tensors="pt")
+"""
+ASK_CHAT = """
+messages = [{"role": "user", "content": "..."}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+"""
+ANSWER = """\
+output = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
 
 
 class Markdown(str):
@@ -37,42 +62,33 @@ def model_card(evidence: Evidence, license: str = "unknown") -> str:
     """MODEL_CARD.md: front matter, use, data and procedure, results with intervals, measured limits."""
     evaluation = evidence.evaluation
     metric = main_metric(evidence)
-    return (
-        _templates()
-        .get_template("card.md")
-        .render(
-            front=Markdown(_yaml(front_matter(evidence, license))),
-            e=evidence,
-            audit=evidence.audit,
-            training=evidence.training,
-            settings=evidence.recipe.train,
-            evaluation=evaluation,
-            verdict=evidence.verdict,
-            told=wording.told,
-            method=method(evidence.recipe),
-            base=base_model(evidence),
-            intended=INTENDED[evidence.audit.task],
-            how_to_load=Markdown(_loading(evidence)),
-            regressed=[c for c in evaluation.metrics.values() if c.delta < 0],
-            forgetting=evaluation.metrics.get("general_perplexity"),
-            undecided=[r for r in evidence.verdict.rules if r.outcome == "UNDERPOWERED"],
-            worst_slices=worst_slices(evidence),
-            main=evaluation.metrics.get(metric) if metric else None,
-            examples=[_example(s) for s in worst_regressions(evaluation, metric, k=2)],
-            not_measured=not_measured(evidence),
-            w=wording,
-        )
+    card = _templates().get_template("card.md")
+    return card.render(
+        front=Markdown(_yaml(front_matter(evidence, license))),
+        e=evidence,
+        method=method(evidence.recipe),
+        intended=INTENDED[evidence.audit.task],
+        how_to_load=fence(_loading(evidence), "python"),
+        steps=[_step_cells(step) for step in evidence.audit.steps],
+        results=[_result_cells(c) for c in evaluation.metrics.values()],
+        regressed=[c for c in evaluation.metrics.values() if c.delta < 0],
+        forgetting=evaluation.metrics.get("general_perplexity"),
+        undecided=[r for r in evidence.verdict.rules if r.outcome == "UNDERPOWERED"],
+        worst_slices=worst_slices(evidence),
+        main=metric and evaluation.metrics[metric],
+        examples=[_example(s) for s in worst_regressions(evaluation, metric, k=2)],
+        not_measured=not_measured(evidence),
+        w=wording,
     )
 
 
 def front_matter(evidence: Evidence, license: str) -> dict[str, Any]:
-    """What model hubs read. Numbers that are not finite are left out."""
+    """What model hubs read."""
     peft = evidence.recipe.model.adapt.method != "full"
+    base = evidence.environment["base_model"]
     front: dict[str, Any] = {}
-    if re.fullmatch(
-        r"[\w.-]+(/[\w.-]+)?", base_model(evidence)
-    ):  # a folder or file of this machine names nothing to others
-        front = {"base_model": base_model(evidence), "base_model_relation": "adapter" if peft else "finetune"}
+    if "/" in base or base == evidence.recipe.model.base:  # a folder or file of this machine names nothing to others
+        front = {"base_model": base, "base_model_relation": "adapter" if peft else "finetune"}
     return front | {
         "library_name": "peft" if peft else "transformers",
         "license": license,
@@ -84,7 +100,7 @@ def front_matter(evidence: Evidence, license: str) -> dict[str, Any]:
 
 
 def _result(evidence: Evidence) -> dict[str, Any]:
-    measured = [c for c in evidence.evaluation.metrics.values() if math.isfinite(c.value)]
+    measured = evidence.evaluation.metrics.values()
     kind = "text-classification" if evidence.audit.task == "classification" else "text-generation"
     return {
         "task": {"type": kind},
@@ -93,14 +109,19 @@ def _result(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def base_model(evidence: Evidence) -> str:
-    """The base model's hub name where the environment knows it, else as the recipe calls it."""
-    return evidence.environment.get("base_model", evidence.recipe.model.base)
+def _step_cells(step: Step) -> tuple[str, ...]:
+    left = "; ".join(f"{n:,} {reason}" for reason, n in step.dropped.items())
+    return step.name, f"{step.n_in:,}", f"{step.n_out:,}", left or "nothing"
+
+
+def _result_cells(c: Comparison) -> tuple[str, ...]:
+    t = wording.told(c)
+    return f"{c.metric} ({wording.direction(c)})", t.baseline, t.tuned, t.change, t.interval, t.p, t.n
 
 
 def worst_slices(evidence: Evidence, k: int = 5) -> list[tuple[str, str, Comparison]]:
     """The `k` values of slices that changed worst on a rule's metric: (slice, value, comparison)."""
-    ruled = {rule.metric for rule in evidence.verdict.rules}
+    ruled = {rule.comparison.metric for rule in evidence.verdict.rules}
     found = [
         (name, value, c)
         for name, values in evidence.evaluation.slices.items()
@@ -113,62 +134,28 @@ def worst_slices(evidence: Evidence, k: int = 5) -> list[tuple[str, str, Compari
 
 
 def _loading(evidence: Evidence) -> str:
-    """Python that loads the model and asks it once."""
-    full = evidence.recipe.model.adapt.method == "full"
-    folder = "model"  # beside this card
-    base = base_model(evidence)
-    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
-    if full:
-        lines += [
-            "",
-            f"model = AutoModelForCausalLM.from_pretrained({folder!r})",
-            f"tokenizer = AutoTokenizer.from_pretrained({folder!r})",
-        ]
-    else:
-        lines += [
-            "from peft import PeftModel",
-            "",
-            f"base = AutoModelForCausalLM.from_pretrained({base!r})",
-            f"model = PeftModel.from_pretrained(base, {folder!r})",
-            f"tokenizer = AutoTokenizer.from_pretrained({base!r})",
-        ]
-    if evidence.audit.task == "text":
-        lines += ["", 'inputs = tokenizer("...", return_tensors="pt")']
-    else:
-        lines += [
-            "",
-            'messages = [{"role": "user", "content": "..."}]',
-            "inputs = tokenizer.apply_chat_template(",
-            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
-            ")",
-        ]
-    lines += [
-        f"output = model.generate(**inputs, max_new_tokens={evidence.recipe.evaluate.max_new_tokens}, do_sample=False)",
-        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
-    ]
-    return fence("\n".join(lines), "python")
+    """Python that loads the model, which lies beside the card, and asks it once."""
+    base = evidence.environment["base_model"]
+    load = LOAD_FULL if evidence.recipe.model.adapt.method == "full" else LOAD_ADAPTER.format(base=base)
+    ask = ASK_TEXT if evidence.audit.task == "text" else ASK_CHAT
+    return load + ask + ANSWER.format(max_new_tokens=evidence.recipe.evaluate.max_new_tokens)
 
 
 def _example(sample: Judged) -> Markdown:
-    parts = [
-        ("Prompt", sample.prompt),
-        ("Reference", sample.reference),
-        ("Base", sample.baseline),
-        ("Tuned", sample.tuned),
-    ]
-    return Markdown("\n\n".join(f"{name}:\n\n{fence(_cut(text))}" for name, text in parts))
+    parts = {"Prompt": sample.prompt, "Reference": sample.reference, "Base": sample.baseline, "Tuned": sample.tuned}
+    return Markdown("\n\n".join(f"{name}:\n\n{fence(_cut(text))}" for name, text in parts.items()))
 
 
 def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_EXAMPLE else text[:LONGEST_EXAMPLE] + f" ... ({len(text):,} characters)"
 
 
-def fence(text: str, language: str = "text") -> str:
+def fence(text: str, language: str = "text") -> Markdown:
     """A code block that its content cannot close."""
     shown = wording.visible(text)
     longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
     ticks = "`" * max(3, longest + 1)
-    return f"{ticks}{language}\n{shown}\n{ticks}"
+    return Markdown(f"{ticks}{language}\n{shown}\n{ticks}")
 
 
 def inline(value: Any) -> str:
@@ -199,9 +186,8 @@ def _shown(value: Any) -> Any:
     return wording.visible(value) if isinstance(value, str) else value
 
 
-def _table(rows: Iterable[Iterable[str]], head: Iterable[str]) -> Markdown:
+def _table(rows: Iterable[Iterable[str]], head: list[str]) -> Markdown:
     """A Markdown table of escaped cells."""
-    head = list(head)
     lines = [head, ["---"] * len(head), *([inline(cell) for cell in row] for row in rows)]
     return Markdown("\n".join("| " + " | ".join(line) + " |" for line in lines))
 

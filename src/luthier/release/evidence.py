@@ -6,7 +6,6 @@ not measured are here, so that page and card draw the same conclusions.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from luthier.recipe import Recipe
 from luthier.records import AuditReport, Comparison, EvalReport, Judged, TrainReport, Verdict
 from luthier.release.wording import p_value
+from luthier.stats import holm
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +48,20 @@ class Claim:
 
 def claims(evaluation: EvalReport) -> list[Claim]:
     """Which metrics improved, with p values adjusted for having looked at all of them (Holm, 1979)."""
-    from luthier.stats import holm
-
-    comparisons = list(evaluation.metrics.values())
-    adjusted = holm([c.p if math.isfinite(c.p) else 1.0 for c in comparisons])
-    return [_claim(c, float(p), 1 - evaluation.confidence) for c, p in zip(comparisons, adjusted, strict=True)]
+    comparisons = evaluation.metrics.values()
+    adjusted = holm([c.p for c in comparisons])
+    return [_claim(c, p, 1 - evaluation.confidence) for c, p in zip(comparisons, adjusted, strict=True)]
 
 
 def _claim(c: Comparison, adjusted: float, alpha: float) -> Claim:
     shown = f"p {p_value(adjusted)} after adjustment"
-    improved, why = False, f"no difference shown ({shown})"
+    improved = c.trouble is None and adjusted < alpha and c.delta > 0
     if c.trouble:
         why = f"the interval should not be relied on: {c.trouble}"
-    elif not math.isfinite(c.delta):
-        why = "the difference is not defined"
-    elif adjusted < alpha:
-        improved, why = c.delta > 0, shown if c.delta > 0 else f"it became worse ({shown})"
+    elif adjusted >= alpha:
+        why = f"no difference shown ({shown})"
+    else:
+        why = shown if improved else f"it became worse ({shown})"
     return Claim(c.metric, improved, c.p, adjusted, why)
 
 
@@ -75,32 +73,28 @@ def method(recipe: Recipe) -> str:
 
 def main_metric(evidence: Evidence) -> str | None:
     """The first rule's metric that scores single samples, else any that does; None where none does."""
-    scored = {m for s in evidence.evaluation.samples for m in s.scores if gain(s, m, True) is not None}
-    wanted = [rule.metric for rule in evidence.verdict.rules] + list(evidence.evaluation.metrics)
-    return next((m for m in wanted if m in scored and m in evidence.evaluation.metrics), None)
-
-
-def gain(sample: Judged, metric: str, higher_is_better: bool) -> float | None:
-    """By how much the tuned answer scores better; None where either has no score."""
-    baseline, tuned = sample.scores.get(metric, (None, None))
-    if baseline is None or tuned is None or not math.isfinite(tuned - baseline):
-        return None
-    return tuned - baseline if higher_is_better else baseline - tuned
+    evaluation = evidence.evaluation
+    scored = {name for s in evaluation.samples for name, pair in s.scores.items() if None not in pair}
+    wanted = [rule.comparison.metric for rule in evidence.verdict.rules] + list(evaluation.metrics)
+    return next((m for m in wanted if m in scored), None)
 
 
 def worst_regressions(evaluation: EvalReport, metric: str | None, k: int = 10) -> list[Judged]:
     """The `k` samples on which the tuned answer lost most, worst first; none that did not lose."""
     if metric is None:
         return []
-    better = evaluation.metrics[metric].higher_is_better
-    gains = [(g, s.id, s) for s in evaluation.samples if (g := gain(s, metric, better)) is not None and g < 0]
-    return [s for _, _, s in sorted(gains, key=lambda item: item[:2])[:k]]
+    sign = 1 if evaluation.metrics[metric].higher_is_better else -1
+    lost = []
+    for sample in evaluation.samples:
+        baseline, tuned = sample.scores.get(metric, (None, None))
+        if baseline is not None and tuned is not None and sign * (tuned - baseline) < 0:
+            lost.append((sign * (tuned - baseline), sample.id, sample))
+    return [sample for *_, sample in sorted(lost, key=lambda item: item[:2])[:k]]
 
 
 def drawn_samples(evaluation: EvalReport, seed: int, k: int = 20) -> list[Judged]:
     """`k` samples drawn without looking at their scores; the same for the same seed."""
-    samples = list(evaluation.samples)
-    return random.Random(seed).sample(samples, min(k, len(samples)))
+    return random.Random(seed).sample(evaluation.samples, min(k, len(evaluation.samples)))
 
 
 def not_measured(evidence: Evidence) -> list[str]:

@@ -31,15 +31,31 @@ def judge_rule(rule: Rule, comparison: Comparison, place: str = "") -> RuleResul
     """
     assert rule.metric == comparison.metric, f"a rule on {rule.metric} judged by {comparison.metric}"
     margin = rule.by_relative * abs(comparison.baseline) if rule.by_relative else rule.by_points
-    required = margin if rule.must == "beat_baseline" else 0.0 - margin  # 0 - 0, because -0.0 prints as such
+    required = limit(rule.must, margin)
     outcome = _outcome(rule, comparison, required)
     return RuleResult(
         rule=_in_words(rule, place),
+        must=rule.must,
+        margin=margin,
+        place=place,
         outcome=outcome,
-        why=f"{_observed(comparison)}: {_reason(rule, comparison, required, outcome)}",
-        metric=rule.metric,
-        required=required,
+        why=_reason(rule, comparison, required, outcome),
         comparison=comparison,
+    )
+
+
+def limit(must: str, margin: float) -> float:
+    """What the whole interval of the change must lie above."""
+    return margin if must == "beat_baseline" else 0.0 - margin  # 0 - 0, because -0.0 prints as such
+
+
+def observed(result: RuleResult) -> str:
+    """What was measured, in one line for a terminal; `result.why` goes on from it."""
+    seen = result.comparison
+    return (
+        f"{_number(seen.value)} against {_number(seen.baseline)}, a {'gain' if seen.delta >= 0 else 'loss'} of "
+        f"{_number(abs(seen.delta))} (signed so that more is better, between {_signed(seen.low)} and "
+        f"{_signed(seen.high)}; n = {seen.n})"
     )
 
 
@@ -67,26 +83,24 @@ def _in_words(rule: Rule, place: str) -> str:
     return words + (f", where {place}" if place else "")
 
 
-def _observed(seen: Comparison) -> str:
-    return (
-        f"{_number(seen.value)} against {_number(seen.baseline)}, a {'gain' if seen.delta >= 0 else 'loss'} of "
-        f"{_number(abs(seen.delta))} (signed so that more is better, between {_signed(seen.low)} and "
-        f"{_signed(seen.high)}; n = {seen.n})"
-    )
-
-
 def _reason(rule: Rule, seen: Comparison, required: float, outcome: Outcome) -> str:
     if seen.trouble is not None:
         return f"the interval cannot be relied on: {seen.trouble}"
     if seen.low == seen.high == 0:
         return _reason_identical(seen, outcome)
     if outcome == "PASS":
-        return f"the low end is above {_signed(required)}"
-    if outcome == "FAIL":
-        if rule.must == "beat_baseline" and seen.high > required:
-            return f"the high end is below the least gain that counts, {_signed(rule.min_effect)}"
-        return f"the high end is {'below' if seen.high < required else 'not above'} {_signed(required)}"
-    return f"{_signed(required)} lies inside the interval; {_needed(seen, required)}"
+        return _against("low", seen.low, "above", "the limit", required)
+    if outcome == "UNDERPOWERED":
+        return f"the limit {_signed(required)} lies inside the interval; {_needed(seen, required)}"
+    if seen.high > required:
+        return _against("high", seen.high, "below", "the least gain that counts,", rule.min_effect)
+    return _against("high", seen.high, "below" if seen.high < required else "not above", "the limit", required)
+
+
+def _against(end: str, value: float, side: str, what: str, mark: float) -> str:
+    """'the low end, +0.598, is above the limit +0.3', with the digits that tell the two apart."""
+    digits = next((d for d in range(3, 17) if _signed(value, d) != _signed(mark, d)), 3)
+    return f"the {end} end, {_signed(value, digits)}, is {side} {what} {_signed(mark, digits)}"
 
 
 def _reason_identical(seen: Comparison, outcome: Outcome) -> str:
@@ -117,10 +131,10 @@ def _rounded_up(count: float) -> int:
     return int(math.ceil(count / unit - 1e-9) * unit)
 
 
-def _number(value: float) -> str:
-    """Three significant digits: 0.0123, 4.57, 12,346."""
-    return f"{value:,.0f}" if 100 <= abs(value) < 1e9 else f"{value:.3g}"
+def _number(value: float, digits: int = 3) -> str:
+    """Three significant digits, and every one before the point: 0.0123, 4.57, 12,346."""
+    return f"{value:,.0f}" if 10 ** (digits - 1) <= abs(value) < 1e9 else f"{value:.{digits}g}"
 
 
-def _signed(value: float) -> str:
-    return _number(value) if value <= 0 else f"+{_number(value)}"
+def _signed(value: float, digits: int = 3) -> str:
+    return _number(value, digits) if value <= 0 else f"+{_number(value, digits)}"

@@ -17,7 +17,8 @@ from luthier.release.wording import visible
 Scale = Callable[[float], float]
 Span = tuple[float, float, float]
 """(value, low, high)"""
-LARGEST = 1e100
+WIDTH = 260
+"""Of every plot but the line chart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,8 @@ class Series:
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers (1, 2, 2.5 or 5 times a power of ten) inside [low, high], about so many."""
-    if not (drawable(low) and drawable(high)) or high <= low:
-        return []
-    rough = (high - low) / max(about, 1)
+    """Round numbers (1, 2, 2.5 or 5 times a power of ten) inside [low, high], about so many; `low < high`."""
+    rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= rough * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -42,78 +41,57 @@ def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 def tick_labels(ticks: Sequence[float], *, signed: bool = False) -> list[str]:
     """Labels with just the decimals that the step needs; `signed` writes +0.1."""
-    step = ticks[1] - ticks[0] if len(ticks) > 1 else abs(ticks[0]) if ticks else 1.0
-    decimals = next((d for d in range(9) if abs(round(step, d) - step) <= 1e-6 * (abs(step) or 1)), 9)
+    step = ticks[1] - ticks[0]
+    decimals = next((d for d in range(9) if abs(round(step, d) - step) <= 1e-6 * step), 9)
     sign = "+" if signed else ""
     return [(f"{t:{sign},.{decimals}f}" if round(t, decimals) else "0").replace("-", "−") for t in ticks]
 
 
 def interval_plot(
-    span: Span,
-    required: float | None = None,
-    *,
-    domain: tuple[float, float] | None = None,
-    width: int = 260,
-    label: str = "",
+    span: Span, limit: float | None = None, *, domain: tuple[float, float] | None = None, label: str
 ) -> str:
-    """A dot and whisker of a gain, with the zero line; `required` marks where the whisker must not reach.
+    """A dot and whisker of a gain, with the zero line; `limit` marks what the whisker must not reach.
 
     Right is better. With a `domain` the axis is left out, so that rows of a table share one scale.
     """
-    axis = domain is None
-    height = 74 if axis else 24
-    marks = [0.0, *span] + ([] if required is None else [required])
-    if not drawable(span[0]):
-        return _svg(
-            width, height, "no number", label, [_text(width / 2, height / 2 + 4, "no number", "middle", "muted")]
-        )
-    low, high = domain or _padded(marks)
-    x = _scale(low, high, 10, width - 10)
-    y, top, bottom = (24.0, 6.0, 40.0) if axis else (12.0, 0.0, 24.0)
+    low, high = domain or padded([0.0, *span, *([] if limit is None else [limit])])
+    x = _scale(low, high, 10, WIDTH - 10)
+    y, top, bottom = (12.0, 0.0, 24.0) if domain else (24.0, 6.0, 40.0)
     parts = []
-    if required is not None and drawable(required):
-        parts += _margin(x(required), top, bottom, words=axis, width=width, at_zero=required == 0)
+    if limit is not None:
+        parts += _limit(x(limit), top, bottom, "limit" if limit else "limit = 0")
     parts.append(_line(x(0), top, x(0), bottom, "zero"))
     parts.append(_whisker(span, x, y, "tuned"))
-    if axis:
+    if domain is None:
         parts += _axis(low, high, x, bottom, about=4, signed=True)
-        parts += [_text(2, 72, "← worse", "start", "muted"), _text(width - 2, 72, "better →", "end", "muted")]
-    return _svg(width, height, label or "change with its interval", _describe(span, required), parts)
+        parts += [_text(2, 72, "← worse", "start", "muted"), _text(WIDTH - 2, 72, "better →", "end", "muted")]
+    words = _describe(span) + ("" if limit is None else f", limit {_short(limit)}")
+    return _svg(WIDTH, 24 if domain else 74, label, words, parts)
 
 
-def pair_plot(baseline: Span, tuned: Span, *, width: int = 260, label: str = "") -> str:
+def pair_plot(baseline: Span, tuned: Span, *, label: str) -> str:
     """Base above tuned on one scale, each a dot and whisker. The axis need not hold zero."""
-    height, left = 66, 44
-    finite = [v for v in (*baseline, *tuned) if drawable(v)]
-    if not finite:
-        return _svg(width, height, "no numbers", label, [_text(width / 2, 36, "no numbers", "middle", "muted")])
-    low, high = _padded(finite)
-    x = _scale(low, high, left, width - 10)
+    low, high = padded([*baseline, *tuned])
+    x = _scale(low, high, 44, WIDTH - 10)
     parts = []
-    for name, span, y, style in (("base", baseline, 12.0, "base"), ("tuned", tuned, 32.0, "tuned")):
-        parts.append(_text(0, y + 4, name, "start", style))
-        parts.append(
-            _whisker(span, x, y, style) if drawable(span[0]) else _text(left, y + 4, "no number", "start", "muted")
-        )
+    for style, span, y in (("base", baseline, 12.0), ("tuned", tuned, 32.0)):
+        parts += [_text(0, y + 4, style, "start", style), _whisker(span, x, y, style)]
     parts += _axis(low, high, x, 46, about=4)
-    words = f"base: {_describe(baseline)}; tuned: {_describe(tuned)}"
-    return _svg(width, height, label or "base and tuned with their intervals", words, parts)
+    return _svg(WIDTH, 66, label, f"base: {_describe(baseline)}; tuned: {_describe(tuned)}", parts)
 
 
-def share_bar(wins: int, ties: int, losses: int, *, width: int = 260) -> str:
-    """Wins, ties and losses as one bar: solid, faint, striped by an outline."""
-    total = wins + ties + losses
-    words = f"{wins} wins, {ties} ties, {losses} losses"
+def share_bar(wins: int, ties: int, losses: int) -> str:
+    """Wins, ties and losses as one bar: solid, faint, solid."""
     parts, at = [], 0.0
     for n, style, opacity in ((wins, "tuned", "1"), (ties, "muted", "0.25"), (losses, "base", "1")):
-        size = width * n / total if total else 0
+        size = WIDTH * n / (wins + ties + losses)
         if size:
             parts.append(
                 f'<g class="{style}"><rect x="{at:.1f}" y="0" width="{max(size - 1, 0.5):.1f}" height="8" rx="1" '
                 f'fill="currentColor" fill-opacity="{opacity}"/></g>'
             )
         at += size
-    return _svg(width, 8, words, "", parts)
+    return _svg(WIDTH, 8, f"{wins} wins, {ties} ties, {losses} losses", "", parts)
 
 
 def line_chart(
@@ -121,43 +99,32 @@ def line_chart(
     *,
     x_label: str,
     y_label: str,
-    mark: tuple[float, float, str] | None = None,
-    width: int = 900,
-    height: int = 320,
-    label: str = "",
+    mark: tuple[float, float, str],
+    width: int,
+    height: int,
+    label: str,
 ) -> str:
     """Lines over a grid of round numbers. `mark` is (x, y, words): a ring with a dashed line down to the axis."""
-    kept = [(s, [(a, b) for a, b in s.points if drawable(a) and drawable(b)]) for s in series]
-    points = [p for _, ps in kept for p in ps]
-    if not points:
-        return _svg(
-            width, 60, label or "no points", "", [_text(width / 2, 34, "nothing was recorded", "middle", "muted")]
-        )
-    x_low, x_high = _widened(min(a for a, _ in points), max(a for a, _ in points))
-    y_low, y_high = _padded([b for _, b in points])
+    xs, ys = zip(*(point for s in series for point in s.points), strict=True)
+    x_low, x_high = _widened(min(xs), max(xs))
+    y_low, y_high = padded(ys)
     left, right, top, bottom = 48.0, width - 14.0, 40.0, height - 44.0
     x, y = _scale(x_low, x_high, left, right), _scale(y_low, y_high, bottom, top)
     parts = _grid(y_low, y_high, y, left, right)
-    parts += _axis(x_low, x_high, x, bottom, about=max(3, width // 130))
+    parts += _axis(x_low, x_high, x, bottom, about=max(4, width // 130))
     parts.append(_text((left + right) / 2, height - 6, x_label, "middle", "muted"))
     parts.append(_text(0, 12, y_label, "start", "muted"))
-    parts += [_polyline(s, ps, x, y) for s, ps in kept if ps]
-    if mark and drawable(mark[0]) and drawable(mark[1]):
-        parts += _ring(x(mark[0]), y(mark[1]), bottom, mark[2], left, right)
-    parts += _legend([s for s, ps in kept if ps], right)
-    words = "; ".join(f"{s.name}: from {_short(ps[0][1])} to {_short(ps[-1][1])}" for s, ps in kept if ps)
-    return _svg(width, height, label or y_label, words, parts)
+    parts += [_polyline(s, x, y) for s in series]
+    parts += _ring(x(mark[0]), y(mark[1]), bottom, mark[2], left, right)
+    parts += _legend(series, right)
+    words = "; ".join(f"{s.name}: from {_short(s.points[0][1])} to {_short(s.points[-1][1])}" for s in series)
+    return _svg(width, height, label, words, parts)
 
 
-def drawable(value: float) -> bool:
-    """Finite, and not so large that a scale overflows."""
-    return abs(value) < LARGEST
-
-
-def _padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
-    finite = [v for v in values if drawable(v)]
-    low, high = _widened(min(finite), max(finite))
-    pad = (high - low) * share
+def padded(values: Sequence[float]) -> tuple[float, float]:
+    """A range that holds all values, with some air."""
+    low, high = _widened(min(values), max(values))
+    pad = (high - low) * 0.06
     return low - pad, high + pad
 
 
@@ -170,13 +137,7 @@ def _widened(low: float, high: float) -> tuple[float, float]:
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Scale:
-    """Linear, held inside the plot: an infinite end is drawn at the edge."""
-
-    def at(value: float) -> float:
-        share = min(max((value - low) / (high - low), 0.0), 1.0) if not math.isnan(value) else 0.0
-        return start + share * (end - start)
-
-    return at
+    return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
 def escape(words: str) -> str:
@@ -208,41 +169,27 @@ def _line(x1: float, y1: float, x2: float, y2: float, style: str, dashes: str = 
 
 
 def _whisker(span: Span, x: Scale, y: float, style: str) -> str:
-    value, low, high = span
+    at, low, high = (x(value) for value in span)
     filled = style == "tuned"
-    bar = (
-        ""
-        if math.isnan(low) or math.isnan(high)
-        else (
-            f'<path d="M{x(low):.1f} {y - 4:.1f}v8M{x(low):.1f} {y:.1f}H{x(high):.1f}M{x(high):.1f} {y - 4:.1f}v8" '
-            'fill="none" stroke="currentColor" stroke-width="2"/>'
-        )
-    )
     paint = 'fill="currentColor"' if filled else 'class="hollow" fill="none" stroke="currentColor" stroke-width="2"'
-    return f'<g class="{style}">{bar}<circle cx="{x(value):.1f}" cy="{y:.1f}" r="{5 if filled else 4.5}" {paint}/></g>'
+    return (
+        f'<g class="{style}"><path d="M{low:.1f} {y - 4:.1f}v8M{low:.1f} {y:.1f}H{high:.1f}M{high:.1f} {y - 4:.1f}v8" '
+        'fill="none" stroke="currentColor" stroke-width="2"/>'
+        f'<circle cx="{at:.1f}" cy="{y:.1f}" r="{5 if filled else 4.5}" {paint}/></g>'
+    )
 
 
-def _margin(at: float, top: float, bottom: float, *, words: bool, width: int, at_zero: bool) -> list[str]:
+def _limit(at: float, top: float, bottom: float, words: str) -> list[str]:
     """The dashed limit, the side of it that fails faintly shaded, and its name."""
-    parts = [
+    side, anchor = (5, "start") if at < WIDTH - 60 else (-5, "end")
+    return [
         (
             f'<g class="base"><rect x="0" y="{top:.1f}" width="{at:.1f}" height="{bottom - top:.1f}" '
             'fill="currentColor" fill-opacity="0.09"/></g>'
         ),
         _line(at, top, at, bottom, "base", dashes="4 3", thick=1.5),
+        _text(at + side, 10, words, anchor, "base"),
     ]
-    if words:
-        right = at < width - 60
-        parts.append(
-            _text(
-                at + 5 if right else at - 5,
-                10,
-                "limit = 0" if at_zero else "limit",
-                "start" if right else "end",
-                "base",
-            )
-        )
-    return parts
 
 
 def _axis(low: float, high: float, x: Scale, y: float, *, about: int, signed: bool = False) -> list[str]:
@@ -261,13 +208,14 @@ def _grid(low: float, high: float, y: Scale, left: float, right: float) -> list[
     return parts
 
 
-def _polyline(series: Series, points: Sequence[tuple[float, float]], x: Scale, y: Scale) -> str:
-    path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
+def _polyline(series: Series, x: Scale, y: Scale) -> str:
+    path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in series.points)
     thick, opacity = ("2.2", "1") if series.dots else ("1.4", "0.75")
-    dots = "".join(f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3" fill="currentColor"/>' for a, b in points)
+    with_dots = series.points if series.dots or len(series.points) == 1 else ()  # one point makes no line
+    dots = "".join(f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3" fill="currentColor"/>' for a, b in with_dots)
     return (
         f'<g class="{series.style}"><polyline points="{path}" fill="none" stroke="currentColor" stroke-width="{thick}" '
-        f'stroke-opacity="{opacity}" stroke-linejoin="round"/>{dots if series.dots or len(points) == 1 else ""}</g>'
+        f'stroke-opacity="{opacity}" stroke-linejoin="round"/>{dots}</g>'
     )
 
 
@@ -292,10 +240,10 @@ def _legend(series: Sequence[Series], right: float) -> list[str]:
     return parts
 
 
-def _describe(span: Span, required: float | None = None) -> str:
+def _describe(span: Span) -> str:
     value, low, high = map(_short, span)
-    return f"{value}, interval {low} to {high}" + ("" if required is None else f", limit {_short(required)}")
+    return f"{value}, interval {low} to {high}"
 
 
 def _short(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "not defined"
+    return f"{value:.4g}".replace("-", "−")

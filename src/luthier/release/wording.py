@@ -7,11 +7,11 @@ metric means, so that page and card cannot differ. It knows nothing of HTML or M
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from luthier.records import Comparison, EvalReport, RuleResult
 
-UNDEFINED = "not defined"
 JOINERS = "\u200c\u200d"  # shape Persian and Indic words and emoji; they hide nothing
 
 MEANING = {
@@ -57,33 +57,31 @@ def visible(text: str) -> str:
     )
 
 
-def number(value: float | None, decimals: int | None = None) -> str:
+def number(value: float, decimals: int | None = None) -> str:
     """`1,234.5`; without `decimals`, three significant digits. Minus is the true sign."""
-    if value is None or not math.isfinite(value):
-        return UNDEFINED
     if decimals is None:
-        decimals = 0 if value == 0 or float(value).is_integer() else decimals_for(abs(value), significant=3)
+        decimals = 0 if float(value).is_integer() else decimals_for(abs(value), significant=3)
     shown = f"{value:,.{decimals}f}"
-    if not any(c in "123456789" for c in shown):
+    if not _has_size(shown):
         shown = shown.removeprefix("-")
     return shown.replace("-", "−")
 
 
+def _has_size(shown: str) -> bool:
+    return any(c in "123456789" for c in shown)
+
+
 def decimals_for(width: float, significant: int = 2) -> int:
-    """Decimals that show `width` with so many significant digits: 0.063 -> 3, 12.4 -> 0."""
-    if not math.isfinite(width) or width <= 0:
-        return 3
-    return min(max(significant - 1 - math.floor(math.log10(width)), 0), 8)
+    """Decimals that show `width` with so many significant digits: 0.063 -> 3, 12.4 -> 0; 3 for no width."""
+    return min(max(significant - 1 - math.floor(math.log10(width)), 0), 8) if width else 3
 
 
 def digits_of(c: Comparison) -> int:
     """Decimals at which a comparison is told: two significant digits of its interval."""
-    return decimals_for(c.high - c.low if c.high > c.low else abs(c.delta))
+    return decimals_for(c.high - c.low or abs(c.delta))
 
 
-def p_value(p: float | None) -> str:
-    if p is None or not math.isfinite(p):
-        return UNDEFINED
+def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
@@ -98,19 +96,18 @@ def count(n: float, noun: str, plural: str = "") -> str:
 
 
 def sentence(text: str) -> str:
-    """`text` with a full stop, and a capital unless it starts with a name like `rougeL` or `token_f1`."""
-    text = text.strip()
+    """`text` with a full stop, true minus signs, and a capital unless it starts with a name like `rougeL`."""
+    text = re.sub(r"(?<!\S)-(?=\d)", "−", text.strip())
     first = text.split(" ", 1)[0]
     if first.isalpha() and first.islower():
         text = text[0].upper() + text[1:]
     return text if not text or text.endswith((".", "!", "?", ":")) else text + "."
 
 
-def pair(baseline: float | None, tuned: float | None) -> tuple[str, str]:
+def pair(baseline: float, tuned: float) -> tuple[str, str]:
     """Two scores of one sample, with the digits that tell them apart."""
-    if baseline is None or tuned is None or (float(baseline).is_integer() and float(tuned).is_integer()):
-        return number(baseline), number(tuned)
-    digits = decimals_for(abs(tuned - baseline))
+    whole = float(baseline).is_integer() and float(tuned).is_integer()
+    digits = None if whole else decimals_for(abs(tuned - baseline))
     return number(baseline, digits), number(tuned, digits)
 
 
@@ -124,42 +121,38 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def _way(gain: float, higher_is_better: bool) -> str:
-    return "higher" if (gain > 0) == higher_is_better else "lower"
+def _way(gain: float, c: Comparison) -> str:
+    return "higher" if (gain > 0) == c.higher_is_better else "lower"
 
 
 def change(c: Comparison) -> str:
     """`higher by 0.041 (better)`; the word is the metric's own direction, never a signed number."""
-    if not math.isfinite(c.delta):
-        return UNDEFINED
     amount = number(abs(c.delta), digits_of(c))
-    if not any(digit in amount for digit in "123456789"):
+    if not _has_size(amount):
         return "no change"
-    return f"{_way(c.delta, c.higher_is_better)} by {amount} ({'better' if c.delta > 0 else 'worse'})"
+    return f"{_way(c.delta, c)} by {amount} ({'better' if c.delta > 0 else 'worse'})"
 
 
 def interval(c: Comparison) -> str:
     """The interval of the change: `2.5 to 3.8 lower`, or from its worse to its better end `0.2 higher to 0.8 lower`."""
-    if not (math.isfinite(c.low) and math.isfinite(c.high)):
-        return UNDEFINED
+    if c.low == c.high == 0:
+        return "0 to 0"
     low, high = (number(abs(end), digits_of(c)) for end in (c.low, c.high))
     if c.low >= 0:
-        return f"{low} to {high} {_way(1, c.higher_is_better)}"
+        return f"{low} to {high} {_way(1, c)}"
     if c.high <= 0:
-        return f"{high} to {low} {_way(-1, c.higher_is_better)}"
-    return f"{low} {_way(-1, c.higher_is_better)} to {high} {_way(1, c.higher_is_better)}"
+        return f"{high} to {low} {_way(-1, c)}"
+    return f"{low} {_way(-1, c)} to {high} {_way(1, c)}"
 
 
-def required(result: RuleResult) -> str:
+def required(rule: RuleResult) -> str:
     """What the whole interval must lie beyond, in the metric's own direction."""
-    c, limit = result.comparison, result.required
-    if not math.isfinite(limit):
-        return UNDEFINED
-    if limit == 0:
+    amount = f"{rule.margin:.4g}"  # as the recipe gave it, not rounded like a measurement
+    if not rule.margin:
         return "the whole interval better than no change"
-    amount = f"{abs(limit):.4g}"  # as the recipe gave it, not rounded like a measurement
-    way = _way(limit, c.higher_is_better)
-    return f"more than {amount} {way}" if limit > 0 else f"at most {amount} {way}"
+    if rule.must == "beat_baseline":
+        return f"more than {amount} {_way(1, rule.comparison)}"
+    return f"less than {amount} {_way(-1, rule.comparison)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,20 +173,15 @@ class Told:
 
 def told(c: Comparison) -> Told:
     digits = digits_of(c)
-
-    def span(low: float, high: float) -> str:
-        known = math.isfinite(low) and math.isfinite(high)
-        return f"{number(low, digits)} to {number(high, digits)}" if known else UNDEFINED
-
     return Told(
         baseline=number(c.baseline, digits),
-        baseline_interval=span(c.baseline_low, c.baseline_high),
+        baseline_interval=f"{number(c.baseline_low, digits)} to {number(c.baseline_high, digits)}",
         tuned=number(c.value, digits),
-        tuned_interval=span(c.value_low, c.value_high),
+        tuned_interval=f"{number(c.value_low, digits)} to {number(c.value_high, digits)}",
         change=change(c),
         interval=interval(c),
         p=p_value(c.p),
-        min_detectable=number(c.min_detectable, digits),
+        min_detectable=number(c.min_detectable, digits) if c.min_detectable else "–",
         tally=f"{count(c.wins, 'win')}, {count(c.losses, 'loss', 'losses')}, {count(c.ties, 'tie')}",
         n=sample_size(c),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from luthier.errors import RunError
 
-FILES = ("recipe.yaml", "shop.jsonl", "shop_metrics.py", "README.md")
+FILES = ("recipe.yaml", "shop.jsonl", "general.jsonl", "shop_metrics.py", "README.md")
 
 
 def write_starter(folder: Path) -> list[Path]:
