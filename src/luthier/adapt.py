@@ -38,10 +38,6 @@ def adapt(model: nn.Module, how: Adapt, base: Base, seed: int) -> nn.Module:
     return adapted  # type: ignore[no-any-return]
 
 
-def has_dropout(how: Adapt) -> bool:
-    return isinstance(how, Lora) and how.dropout > 0
-
-
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 

@@ -270,13 +270,12 @@ def quiet_transformers() -> Any:
 class Decoder:
     """A causal language model as body and head. `path` says which forward runs, and why."""
 
-    def __init__(self, model: nn.Module, *, share: bool = True) -> None:
-        """`share=False` runs row by row: for noise that must differ between examples, such as dropout."""
+    def __init__(self, model: nn.Module) -> None:
         self.model = model
         # peft wraps; Any, because torch types the attributes of a Module as Tensor | Module
         self._inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.head = _head(self._inner)
-        self._rows_only = None if share and not _drops_out(self._inner) else "shared tokens would share their dropout"
+        self._rows_only = "shared tokens would share their dropout" if _drops_out(self._inner) else None
         with quiet_transformers():
             self._rows_only = self._rows_only or _disagreement(self)
 

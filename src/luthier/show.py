@@ -27,12 +27,13 @@ N_FINDINGS = 12
 
 
 def verdict(run: Run) -> None:
+    from luthier.release.gate import observed
+
     assert run.verdict is not None
     console.print(Text(run.verdict.outcome, style=COLOURS[run.verdict.outcome]))
     for rule in run.verdict.rules:
-        console.print(
-            f"  [{COLOURS[rule.outcome]}]{rule.outcome:12}[/] {escape(rule.rule)}\n               {escape(rule.why)}"
-        )
+        said = f"{rule.rule}\n{observed(rule)}: {rule.why}"
+        console.print(Text(f"{rule.outcome:13}", style=COLOURS[rule.outcome]).append(said, style="none"))
     console.print(f"report: {escape(str(run.report.with_suffix('.html')))}", soft_wrap=True)
 
 

@@ -282,15 +282,16 @@ UNDERPOWERED = replace(PASSES, verdict=judge((BEATS, UNDECIDED)))
 
 
 def nothing() -> Evidence:
-    """As little as there can be: one sample, no text, no slices, one training step, and a model that is still its base."""
+    """As little as there can be: one sample without text, no slices, one step, and a model that is still its base."""
     same = comparison("bleu", 0.0, 0.0, 0.0, n=1, wins=0, losses=0, ties=1, trouble="1 independent sample is too few")
     one = Judged(id="0", prompt="", reference="", baseline="", tuned="", scores={"bleu": (None, None)})
     checks = (Check(step=0, nll=2.5, train_nll=None, best=True), Check(step=1, nll=2.6, train_nll=2.5, best=False))
+    one_step = {"curve": ((1, 2.5),), "checks": checks, "best_step": 0, "steps": 1, "steps_planned": 1, "stopped": ""}
     return replace(
         PASSES,
         audit=AuditReport(task="text", format="text", steps=(Step(name="read", n_in=3, n_out=3),), sides={"test": 1}),
         evaluation=evaluation(metrics={"bleu": same}, slices={}, samples=(one,), n=1, n_clusters=1, notes=()),
-        training=training().model_copy(update={"curve": ((1, 2.5),), "checks": checks, "best_step": 0, "stopped": ""}),
+        training=training().model_copy(update=one_step),
         verdict=judge((rule("bleu", "beat_baseline", same),)),
         environment={"base_model": "base"},
         artifacts={},

@@ -125,6 +125,19 @@ def test_json_is_strict_and_complete(evidence):
         } <= set(numbers)
 
 
+def test_json_says_of_every_rule_what_it_asks_and_where():
+    asked = [(r["must"], r["margin"], r["place"]) for r in report_json(FAILED)["rules"]]
+    assert asked[:3] == [("beat_baseline", 0, ""), ("beat_baseline", 0.06, ""), ("not_regress", 0.03, "language=es")]
+    assert asked[3] == ("not_regress", pytest.approx(0.05 * METRICS["general_perplexity"].baseline), "")
+
+
+def test_two_models_that_do_the_same():
+    text = Page(report_html(everything()["nothing"])).text
+    assert "no change 95 %: 0 to 0" in text.replace("\xa0", " ")
+    assert "Smallest detectable gain –" in text
+    assert "none yet" in text, "a model that has not been trained has no training nll"
+
+
 def test_hostile_text_is_shown_as_text():
     html = report_html(hostile())
     assert "<script" not in html and "&lt;script&gt;" in html

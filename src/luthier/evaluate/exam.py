@@ -78,7 +78,7 @@ class Exam:
         place = {id(e): i for i, e in enumerate(encoded)}
         nats = [0.0] * len(encoded)
         with report.bar(name, len(encoded)) as advance:
-            for group in split_by_tokens(encoded, self._recipe.train.tokens_per_micro_batch):
+            for group in split_by_tokens(encoded, self._recipe.train.tokens_per_micro_batch, share=decoder.shares):
                 batch = make_batch(group, share=decoder.shares).to(decoder.device)
                 for example, value in zip(group, score(decoder, batch).tolist(), strict=True):
                     nats[place[id(example)]] = value

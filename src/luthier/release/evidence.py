@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.recipe import Recipe
@@ -28,9 +28,9 @@ class Evidence:
     training: TrainReport
     evaluation: EvalReport
     verdict: Verdict
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Versions, device, threads, memory, seconds per stage: shown as given. `base_model`, the hub name, is read."""
-    artifacts: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str]
+    """`base_model`, by which others find it, and what is shown as given: versions, device, seconds per stage."""
+    artifacts: Mapping[str, str]
     """File, relative to the run's folder -> SHA-256."""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape as escape_html
+from html import escape
 
 from luthier.release.wording import visible
 
@@ -91,7 +91,7 @@ def share_bar(wins: int, ties: int, losses: int) -> str:
                 f'fill="currentColor" fill-opacity="{opacity}"/></g>'
             )
         at += size
-    return _svg(WIDTH, 8, f"{wins} wins, {ties} ties, {losses} losses", "", parts)
+    return _svg(WIDTH, 8, "wins, ties and losses", f"{wins}, {ties} and {losses}", parts)
 
 
 def line_chart(
@@ -132,7 +132,7 @@ def _widened(low: float, high: float) -> tuple[float, float]:
     """A range of some width, also around a single value."""
     if high - low > 1e-9 * max(abs(low), abs(high), 1e-9):
         return low, high
-    pad = abs(high) * 0.1 or 1.0
+    pad = abs(high) * 0.1 if abs(high) > 1e-9 else 1.0
     return low - pad, high + pad
 
 
@@ -140,23 +140,23 @@ def _scale(low: float, high: float, start: float, end: float) -> Scale:
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
-def escape(words: str) -> str:
+def _xml(words: str) -> str:
     """Fit for an attribute or a text of XML, which allows no control characters even as references."""
-    return escape_html(visible(words))
+    return escape(visible(words))
 
 
 def _svg(width: int, height: int, title: str, description: str, parts: Sequence[str]) -> str:
-    described = f"<desc>{escape(description)}</desc>" if description else ""
+    name = _xml(title)
     return (
         f'<svg class="plot" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'aria-label="{escape(title)}"><title>{escape(title)}</title>{described}{"".join(parts)}</svg>'
+        f'aria-label="{name}"><title>{name}</title><desc>{_xml(description)}</desc>{"".join(parts)}</svg>'
     )
 
 
 def _text(x: float, y: float, words: str, anchor: str, style: str) -> str:
     return (
         f'<g class="{style}"><text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="11.5" '
-        f'fill="currentColor">{escape(words)}</text></g>'
+        f'fill="currentColor">{_xml(words)}</text></g>'
     )
 
 

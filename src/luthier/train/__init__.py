@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from luthier.adapt import adapt, has_dropout, save_adapted, trainable
+from luthier.adapt import adapt, save_adapted, trainable
 from luthier.conversation import read_conversations
 from luthier.encode import Encoder
 from luthier.errors import DataError
@@ -35,9 +35,9 @@ def train(recipe: Recipe, prepared: Path, base: Base, out: Path, report: Reporte
     settings = recipe.train
     torch.use_deterministic_algorithms(True, warn_only=True)
     tokenizer = load_tokenizer(base)
-    data = read_data(recipe, prepared, tokenizer, share=not has_dropout(recipe.model.adapt))
     model = adapt(load_model(base), recipe.model.adapt, base, recipe.seed)
-    decoder = Decoder(model, share=not has_dropout(recipe.model.adapt))
+    decoder = Decoder(model)
+    data = read_data(recipe, prepared, tokenizer, share=decoder.shares)
     parameters = trainable(model)
     optimizer = make_optimizer(parameters, settings)
     checkpoints = out / "checkpoints"

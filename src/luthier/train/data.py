@@ -37,11 +37,11 @@ class StepData:
 
     def step(self, step: int) -> list[Batch]:
         """The step's micro-batches, each within the token budget."""
-        groups = split_by_tokens(self.examples(step), self.tokens_per_micro_batch)
+        groups = split_by_tokens(self.examples(step), self.tokens_per_micro_batch, share=self.share)
         return [make_batch(group, share=self.share) for group in groups]
 
     def valid(self) -> Iterator[Batch]:
-        for group in split_by_tokens(self.validation, self.tokens_per_micro_batch):
+        for group in split_by_tokens(self.validation, self.tokens_per_micro_batch, share=self.share):
             yield make_batch(group, share=self.share)
 
 
