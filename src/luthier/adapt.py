@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from luthier.errors import ModelError, did_you_mean
-from luthier.models import Base
+from luthier.models import Base, quiet_transformers
 from luthier.recipe import Adapt, Lora
 
 
@@ -25,7 +25,8 @@ def adapt(model: nn.Module, how: Adapt, base: Base, seed: int) -> nn.Module:
         r=how.rank, lora_alpha=how.alpha, lora_dropout=how.dropout, target_modules=target, task_type="CAUSAL_LM"
     )
     try:
-        adapted = get_peft_model(model, config)
+        with quiet_transformers():
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         names = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
         raise ModelError.of(
@@ -56,7 +57,8 @@ def load_adapted(model: nn.Module, folder: Path) -> nn.Module:
     """The base model with the adapter of `folder`, unmerged, in evaluation mode."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, folder).eval()  # type: ignore[no-any-return]
+    with quiet_transformers():
+        return PeftModel.from_pretrained(model, folder).eval()  # type: ignore[no-any-return]
 
 
 def is_adapter(folder: Path) -> bool:

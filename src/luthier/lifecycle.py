@@ -78,7 +78,7 @@ def run(
     folder = workspace / f"{recipe.name}-{_identity(recipe, origin)}"
     with _locked(folder):
         _keep_recipe(recipe, origin, folder)
-        report.say(f"run: {folder}")
+        report.say(f"run: {folder}\nbase: {recipe.model.base} (a GGUF is dequantised once, on its first use)")
         from luthier.models import find_base
 
         base = find_base(recipe.model.base, origin)

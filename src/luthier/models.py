@@ -15,9 +15,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -127,7 +129,7 @@ def _dequantise(name: str, gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet_transformers():
-        with _blaming(name):
+        with _blaming(name), contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         config = model.config
@@ -243,25 +245,22 @@ def context_tokens(base: Base) -> int | None:
     return window
 
 
-def quiet_transformers() -> Any:
-    """A context without transformers' progress bars and notices; errors still come through."""
-    import transformers
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' progress bars, notices and warnings of what it will change; errors still come through."""
+    from transformers import logging
 
-    @contextlib.contextmanager
-    def quiet() -> Any:
-        logging = transformers.logging
-        before = logging.get_verbosity()
-        bars = logging.is_progress_bar_enabled() if hasattr(logging, "is_progress_bar_enabled") else True
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        try:
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
             yield
-        finally:
-            logging.set_verbosity(before)
-            if bars:
-                logging.enable_progress_bar()
-
-    return quiet()
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 # -- running ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from luthier.adapt import is_adapter, load_adapted, load_merged
 from luthier.errors import Stopped
-from luthier.models import Base, load_model, load_tokenizer
+from luthier.models import Base, load_model, load_tokenizer, quiet_transformers
 
 MERGE_TOLERANCE = 1e-5
 """Largest difference of merged float32 logits, relative to the largest logit."""
@@ -54,13 +54,15 @@ def _reloaded(base: Base, trained: Path) -> Any:
         return _plain(trained)
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(_plain(base.folder), trained).eval()
+    with quiet_transformers():
+        return PeftModel.from_pretrained(_plain(base.folder), trained).eval()
 
 
 def _plain(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with quiet_transformers():
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @torch.no_grad()
