@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 
 settings.register_profile("luthier", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("luthier")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """With LUTHIER_REQUIRE_ALL nothing is green by being skipped: a missing part fails its tests."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if report.skipped and "LUTHIER_REQUIRE_ALL" in os.environ:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, where everything is required: {report.longrepr}"
 
 
 @pytest.fixture(scope="session")

