@@ -178,7 +178,7 @@ def test_a_changed_artifact_is_seen(project: Path) -> None:
 
 def test_a_second_process_is_refused(project: Path) -> None:
     done, _ = run(project)
-    with lifecycle._locked(done.folder), pytest.raises(RunError, match="LU-U003"):
+    with lifecycle._alone(done.folder), pytest.raises(RunError, match="LU-U003"):
         run(project)
 
 

@@ -170,7 +170,9 @@ def bombs() -> Iterator[str]:
     yield "a: &a\n  - b\n  - *a"
 
 
-@pytest.mark.parametrize("text", bombs(), ids=["flow", "block", "mapping", "own list", "own mapping", "own block"])
+@pytest.mark.parametrize(
+    "text", list(bombs()), ids=["flow", "block", "mapping", "own list", "own mapping", "own block"]
+)
 def test_an_alias_bomb_is_refused(text: str) -> None:  # bad input 68
     """In a process of its own, with a deadline: one that goes off would never come back."""
     code = "import sys; from pathlib import Path; from luthier.recipe import parse_yaml, validate\n\

@@ -48,13 +48,11 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     interrupts.install()
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False))  # None, or the code of a typer.Exit
     except LuthierError as error:
         _fail(str(error), error.exit_code, [_problem(p) for p in error.problems])
     except interrupts.Interrupted as signal:
         _fail(f"Stopped by {signal}. What was finished is kept; the same command goes on from there.", signal.exit_code)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's: wrong usage of the command line
             _fail(f"LU-U000 {error.format_message()}", 2)

@@ -65,11 +65,11 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait until no other process holds the lock `path`; it dies with its process."""
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock `path`, which dies with its process. Raises BlockingIOError if another has it and not `wait`."""
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from luthier import recipe as recipes
 from luthier.errors import RunError
-from luthier.files import sync_folder, write_atomically
+from luthier.files import locked, sync_folder, write_atomically
 from luthier.machine import describe, peak_bytes, versions
 from luthier.plugins import METRICS
 from luthier.progress import Quiet, Reporter
@@ -76,7 +76,7 @@ def run(
     report = report or Quiet()
     recipe, origin = open_target(target, overrides, report)
     folder = workspace / f"{recipe.name}-{_identity(recipe, origin)}"
-    with _locked(folder):
+    with _alone(folder):
         _keep_recipe(recipe, origin, folder)
         report.say(f"run: {folder}\nbase: {recipe.model.base} (a GGUF is dequantised once, on its first use)")
         from luthier.models import find_base
@@ -339,18 +339,14 @@ def _keep_recipe(recipe: Recipe, origin: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process a run. The lock dies with its process. Raises RunError LU-U003."""
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+def _alone(folder: Path) -> Iterator[None]:
+    """One process a run. Raises RunError LU-U003."""
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(folder / ".lock", wait=False))
         except BlockingIOError:
-            raise RunError.of(
-                "LU-U003", str(folder), "another process is working on this run", "wait for it, or stop it"
-            ) from None
+            found = "another process is working on this run"
+            raise RunError.of("LU-U003", str(folder), found, "wait for it, or stop it") from None
         yield
 
 

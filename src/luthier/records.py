@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from luthier.errors import RunError
 from luthier.files import write_atomically
 
 Severity = Literal["reject", "row", "warning"]
@@ -26,7 +27,12 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        return cls.model_validate_json(path.read_bytes())
+        """Raises RunError LU-U008 where the file is no such record of this version."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError:
+            advice = f"delete {path.parent} to do it anew"
+            raise RunError.of("LU-U008", str(path), "is no record that this version of Luthier reads", advice) from None
 
 
 class Artifact(Record):

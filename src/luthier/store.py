@@ -16,8 +16,6 @@ import os
 import shutil
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from luthier.errors import RunError, did_you_mean
 from luthier.files import fresh_folder, sha256_of
 from luthier.records import Artifact, RunRecord
@@ -44,11 +42,7 @@ def folder_hash(folder: Path) -> str:
 def stage_record(run: Path, stage: str) -> RunRecord | None:
     """The record of a finished stage, or None. Raises RunError LU-U008 where there is one that cannot be read."""
     path = run / stage / "record.json"
-    try:
-        return RunRecord.read(path) if path.is_file() else None
-    except ValidationError:
-        advice = f"delete {path.parent} to do it anew"
-        raise RunError.of("LU-U008", str(path), "is no record that this version of Luthier reads", advice) from None
+    return RunRecord.read(path) if path.is_file() else None
 
 
 def damaged(run: Path, record: RunRecord) -> str | None:
