@@ -13,9 +13,10 @@ from test_models import ARCHITECTURES, built
 
 from luthier import generate as generation
 from luthier.conversation import Message
+from luthier.decoder import Decoder
 from luthier.encode import Encoder
 from luthier.generate import generate
-from luthier.models import Base, Decoder, find_base, load_model, load_tokenizer
+from luthier.models import Base, find_base, load_model, load_tokenizer
 
 NEVER = 10_000
 """An end token that no tiny model has."""

@@ -20,21 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier import batch as batches
-from luthier import models
 from luthier.batch import Batch, make_batch
+from luthier.decoder import Decoder, score
 from luthier.encode import Encoded
 from luthier.errors import ModelError
-from luthier.models import (
-    Base,
-    Decoder,
-    cache_folder,
-    context_tokens,
-    find_base,
-    load_model,
-    load_tokenizer,
-    quiet_transformers,
-    score,
-)
+from luthier.models import Base, cache_folder, context_tokens, find_base, load_model, load_tokenizer, quiet_transformers
 
 # -- one model, three ways to run it ----------------------------------------------------------------------
 
@@ -212,7 +202,7 @@ def test_score_is_the_nll_of_each_example() -> None:
 def test_logits_come_in_chunks_that_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, batch = Decoder(built("llama")), make_batch(random_examples(5))
     whole = score(decoder, batch)
-    monkeypatch.setattr(models, "LOGITS_CHUNK", 3)
+    monkeypatch.setattr(decoder, "LOGITS_CHUNK", 3)
     assert torch.allclose(score(decoder, batch), whole, rtol=1e-6)
 
 

@@ -17,7 +17,8 @@ from pydantic import BaseModel
 import luthier
 from luthier import recipe as recipes
 from luthier.errors import Problem, RecipeError
-from luthier.recipe import Lora, Recipe, Use, fingerprint, load, metric_name, parse_yaml, source_path, to_yaml, validate
+from luthier.recipe import Lora, Recipe, Use, fingerprint, load, metric_name, source_path, to_yaml, validate
+from luthier.strict_yaml import parse_yaml
 
 MINIMAL = """\
 name: shop
@@ -175,8 +176,10 @@ def bombs() -> Iterator[str]:
 )
 def test_an_alias_bomb_is_refused(text: str) -> None:  # bad input 68
     """In a process of its own, with a deadline: one that goes off would never come back."""
-    code = "import sys; from pathlib import Path; from luthier.recipe import parse_yaml, validate\n\
+    code = (
+        "import sys; from pathlib import Path; from luthier.recipe import validate; from luthier.strict_yaml import parse_yaml\n\
 validate(parse_yaml(sys.stdin.read(), 'recipe.yaml'), 'recipe.yaml', Path())"
+    )
     done = subprocess.run([sys.executable, "-c", code], input=text, capture_output=True, text=True, timeout=60)
     assert "RecipeError: LU-R005 recipe.yaml:" in done.stderr
 

@@ -90,3 +90,7 @@ def printable(text: str, limit: int = 120) -> str:
     """Text as it may be shown: control, bidirectional and escape characters made visible, cut at `limit`."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
     return shown if len(text) <= limit else shown[:limit] + "..."
+
+
+def first_line(error: Exception) -> str:
+    return printable(next(iter(str(error).splitlines()), type(error).__name__), 300)

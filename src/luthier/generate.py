@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from luthier.batch import common_prefix
-from luthier.models import Decoder
+from luthier.decoder import Decoder
 from luthier.progress import Advance
 
 ROWS_AT_ONCE = 32

@@ -27,6 +27,7 @@ from luthier.progress import Quiet, Reporter
 from luthier.recipe import Recipe, fingerprint
 from luthier.records import AuditReport, EvalReport, RunRecord, Verdict
 from luthier.store import STAGES, artifacts_in, damaged, find_stage, link_stage, runs_in, stage_record
+from luthier.strict_yaml import parse_yaml
 
 if TYPE_CHECKING:
     from luthier.models import Base
@@ -93,7 +94,7 @@ def open_target(target: str | Path, overrides: tuple[str, ...], report: Reporter
     path = Path(target)
     if (path / "run.json").is_file():
         origin = Path(json.loads((path / "run.json").read_text())["origin"])
-        tree = recipes.parse_yaml((path / "recipe.yaml").read_text(), str(path))
+        tree = parse_yaml((path / "recipe.yaml").read_text(), str(path))
         return recipes.validate(recipes.override(tree, overrides), str(path / "recipe.yaml"), origin), origin
     if path.suffix in (".yaml", ".yml"):
         return recipes.load(path, overrides), path.parent
@@ -405,9 +406,10 @@ def talk(folder: Path, *, base: bool = False) -> Callable[[str], str]:
     """
     from luthier.adapt import load_merged
     from luthier.conversation import Message, read_conversations
+    from luthier.decoder import Decoder
     from luthier.encode import Encoder
     from luthier.generate import generate
-    from luthier.models import Decoder, find_base, load_model, load_tokenizer
+    from luthier.models import find_base, load_model, load_tokenizer
 
     if stage_record(folder, "train") is None:
         raise RunError.of("LU-U005", str(folder), "has no trained model", f"luthier train {folder}")

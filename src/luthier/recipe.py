@@ -8,7 +8,6 @@ no environment interpolation. All problems are reported at once, each with its p
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -22,11 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from luthier.conversation import Side
 from luthier.errors import Problem, RecipeError, did_you_mean, printable
 from luthier.plugins import METRICS, Registry
+from luthier.strict_yaml import dump_yaml, parse_yaml
 
 MAX_RECIPE_BYTES = 1 << 20
-MAX_NODES = 100_000
-"""Values in a recipe, those of an alias counted wherever it stands."""
-MAX_DEPTH = 64
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -276,86 +273,9 @@ def validate(tree: dict[str, Any], where: str, folder: Path) -> Recipe:
     return recipe
 
 
-def parse_yaml(text: str, where: str) -> Any:
-    """YAML 1.2 to plain data. Raises RecipeError LU-R002 to LU-R005."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        size = _Size(where)
-        for event in YAML(typ="safe", pure=True).parse(io.StringIO(text)):
-            size.add(event)
-            tag = getattr(event, "tag", None)
-            if tag is not None and not str(tag).startswith("tag:yaml.org,2002:"):
-                raise RecipeError.of(
-                    "LU-R004", _at(where, event), f"YAML tag {printable(str(tag))}", "recipes hold plain values only"
-                )
-            if tag is not None and re.search(r"2002:(python|ruby|java|perl)", str(tag)):
-                raise RecipeError.of(
-                    "LU-R004", _at(where, event), f"YAML tag {printable(str(tag))}", "recipes hold plain values only"
-                )
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}" if mark else where
-        raise RecipeError.of("LU-R003", place, f"not YAML: {getattr(error, 'problem', None) or error}") from None
-
-
-class _Size:
-    """Counts values while YAML is parsed, and stops before aliases that multiply, or endless nesting, are built."""
-
-    def __init__(self, where: str) -> None:
-        self._where = where
-        self._n_nodes = 0
-        self._open: list[tuple[str | None, int]] = []  # anchor, and nodes before it
-        self._anchored: dict[str, int] = {}  # nodes of a closed value
-
-    def add(self, event: Any) -> None:
-        """Raises RecipeError LU-R003, LU-R005."""
-        from ruamel.yaml import events
-
-        anchor: Any = getattr(event, "anchor", None)
-        if isinstance(event, events.AliasEvent):
-            self._n_nodes += self._anchored.get(anchor, MAX_NODES + 1)  # one that is still open holds itself
-        elif isinstance(event, events.CollectionStartEvent):
-            self._open.append((anchor, self._n_nodes))
-            self._n_nodes += 1
-        elif isinstance(event, events.CollectionEndEvent):
-            opened, before = self._open.pop()
-            if opened:
-                self._anchored[opened] = self._n_nodes - before
-        elif isinstance(event, events.ScalarEvent):
-            self._n_nodes += 1
-            if anchor:
-                self._anchored[anchor] = 1
-        if len(self._open) > MAX_DEPTH:
-            raise RecipeError.of("LU-R003", _at(self._where, event), "nested too deeply")
-        if self._n_nodes > MAX_NODES:
-            raise RecipeError.of(
-                "LU-R005", _at(self._where, event), "YAML aliases that multiply", "write the values out"
-            )
-
-
 def to_yaml(recipe: Recipe) -> str:
     """The recipe as YAML, defaults left out."""
-    from ruamel.yaml import YAML
-
-    writer = YAML()
-    writer.default_flow_style = False
-    writer.width = 120
-    out = io.StringIO()
-    writer.dump(_plain(recipe.model_dump(mode="json", exclude_defaults=True)), out)
-    return out.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {_plain(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, str) and not value.isprintable():  # quoted, with escapes: U+0085 would be read as a space
-        from ruamel.yaml.scalarstring import DoubleQuotedScalarString
-
-        return DoubleQuotedScalarString(value)
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+    return dump_yaml(recipe.model_dump(mode="json", exclude_defaults=True))
 
 
 def _check_plugins(recipe: Recipe, where: str, folder: Path) -> list[Problem]:
@@ -475,11 +395,6 @@ def _is_number(text: str) -> bool:
         return not math.isnan(float(text))
     except ValueError:
         return False
-
-
-def _at(where: str, event: Any) -> str:
-    mark = getattr(event, "start_mark", None)
-    return f"{where}:{mark.line + 1}" if mark else where
 
 
 def _kind(value: Any) -> str:

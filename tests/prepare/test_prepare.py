@@ -270,7 +270,7 @@ def test_real_sets_that_need_a_person(name: str, tmp_path: Path) -> None:
     (problem,) = caught.value.problems
     assert problem.code == "LU-D101" and "question (text)" in problem.found
     example = problem.advice.partition("data.fields: ")[2]
-    from luthier.recipe import parse_yaml
+    from luthier.strict_yaml import parse_yaml
 
     prepared = run(tmp_path, sources=[{"path": str(path)}], fields=parse_yaml(example, "advice"))
     assert prepared.report.sides["train"] > 100, "what the advice says works"

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from luthier.adapt import adapt, trainable
 from luthier.batch import make_batch
+from luthier.decoder import Decoder
 from luthier.encode import Encoded, Encoder
 from luthier.errors import DataError, Stopped
 from luthier.interrupts import Interrupted
-from luthier.models import Decoder, find_base, load_model, load_tokenizer
+from luthier.models import find_base, load_model, load_tokenizer
 from luthier.recipe import Full, Lora
 from luthier.train import checkpoint, loop, train
 from luthier.train.data import StepData

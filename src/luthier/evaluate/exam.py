@@ -11,12 +11,12 @@ from typing import Any
 
 from luthier.batch import make_batch, split_by_tokens
 from luthier.conversation import Conversation
+from luthier.decoder import Decoder, score
 from luthier.encode import Encoded, Encoder
 from luthier.evaluate.compare import Answers
 from luthier.generate import generate
 from luthier.machine import versions
 from luthier.metric import Sample
-from luthier.models import Decoder, score
 from luthier.progress import Reporter
 from luthier.recipe import Recipe
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from luthier.adapt import load_merged
 from luthier.conversation import Conversation, read_conversations
+from luthier.decoder import Decoder
 from luthier.errors import DataError, RunError
 from luthier.evaluate.build import build
 from luthier.evaluate.compare import check_rules, compare_models
@@ -17,7 +18,7 @@ from luthier.evaluate.exam import Exam, dump_answers, load_answers
 from luthier.evaluate.forgetting import probe_documents
 from luthier.evaluate.metrics import default_metrics
 from luthier.files import write_atomically
-from luthier.models import Base, Decoder, load_model, load_tokenizer
+from luthier.models import Base, load_model, load_tokenizer
 from luthier.progress import Quiet, Reporter
 from luthier.recipe import Recipe
 from luthier.records import AuditReport, EvalReport

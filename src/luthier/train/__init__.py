@@ -9,10 +9,11 @@ import torch
 
 from luthier.adapt import adapt, save_adapted, trainable
 from luthier.conversation import read_conversations
+from luthier.decoder import Decoder
 from luthier.encode import Encoder
 from luthier.errors import DataError
 from luthier.files import fresh_folder
-from luthier.models import Base, Decoder, load_model, load_tokenizer
+from luthier.models import Base, load_model, load_tokenizer
 from luthier.progress import Quiet, Reporter
 from luthier.recipe import Recipe
 from luthier.records import Check, TrainReport

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from luthier.batch import Batch
+from luthier.decoder import LOGITS_CHUNK, Decoder, score
 from luthier.encode import Encoded
 from luthier.errors import Stopped
 from luthier.interrupts import deferred
-from luthier.models import LOGITS_CHUNK, Decoder, score
 from luthier.progress import Advance
 from luthier.train.terms import Term, Unit
 

@@ -1,0 +1,256 @@
+"""Run a causal language model over packed trees: its body where something is learned, its head in chunks.
+
+    B examples, T tokens of a row, N tokens of a packed tree, M learned edges, D hidden size, V vocabulary
+    H query heads, K key/value heads, C size of a head
+
+The body runs a tree through the model's own layers with a registered attention function. At load both body and
+head are compared with the model's ordinary forward pass; a model that does not agree runs row by row instead,
+and says so. Logits exist only where they are needed. This module knows nothing of losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luthier.batch import Batch, make_batch
+from luthier.encode import Encoded
+from luthier.errors import ModelError, first_line
+from luthier.models import quick_bfloat16, quiet_transformers
+
+LOGITS_CHUNK = 512
+"""Rows of logits alive at once: 512 x 49,152 floats are 100 MB."""
+
+
+class Decoder:
+    """A causal language model as body and head. `path` says which forward runs, and why."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        # peft wraps; Any, because torch types the attributes of a Module as Tensor | Module
+        self._inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        self.head = _head(self._inner)
+        self._rows_only = "shared tokens would share their dropout" if _drops_out(self._inner) else None
+        with quiet_transformers():
+            self._rows_only = self._rows_only or _disagreement(self)
+
+    @property
+    def path(self) -> str:
+        return "prefix tree, each shared token once" if self._rows_only is None else f"row by row: {self._rows_only}"
+
+    @property
+    def precision(self) -> str:
+        return f"matrix products of training in {'bfloat16' if quick_bfloat16(self.device) else 'float32'}"
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def shares(self) -> bool:
+        return self._rows_only is None
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether its cache holds more than keys and values: a state that cannot be cut into rows."""
+        return bool(getattr(self._inner, "_is_stateful", False) or _layers(self._inner.config) - _ATTENDING)
+
+    def autocast(self) -> torch.autocast:
+        """Matrix products in bfloat16 where the hardware is quick at it, for training; weights stay as they are."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=quick_bfloat16(self.device))
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Hidden states (M, D) at the places that predict a learned token."""
+        if self.shares:
+            states = self._tree_states(batch)
+            return states.index_select(0, batch.predict_at)
+        states, home = self._row_states(batch)
+        return states.index_select(0, home.index_select(0, batch.predict_at))
+
+    def _tree_states(self, batch: Batch) -> Tensor:
+        """(N, D)"""
+        previous = self._inner.config._attn_implementation
+        self._inner.set_attn_implementation(_tree_attention_name())
+        try:
+            if self._inner.config._attn_implementation != _tree_attention_name():
+                raise ValueError("it cannot be replaced")
+            plan = TreePlan.of(batch, next(self.model.parameters()).dtype)
+            out = self._inner.get_decoder()(
+                input_ids=batch.ids[None], position_ids=batch.positions[None], use_cache=False, tree_plan=plan
+            )
+        finally:
+            self._inner.set_attn_implementation(previous)
+        return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    def _row_states(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B*T, D) and where each of the N tokens is in it; rows are padded on the right."""
+        rows, lengths, home = batch.unrolled()
+        mask = torch.arange(rows.shape[1], device=rows.device)[None] < lengths[:, None]
+        out = self._inner.get_decoder()(input_ids=rows, attention_mask=mask.long(), use_cache=False)
+        return out.last_hidden_state.flatten(0, 1), home
+
+
+def _drops_out(model: nn.Module) -> bool:
+    """Whether the model draws noise while it is trained; transformers keeps some rates as plain numbers."""
+    modules = list(model.modules())
+    rates = [v for m in modules for k, v in vars(m).items() if "dropout" in k and isinstance(v, float)]
+    return any(rate > 0 for rate in (*rates, *(m.p for m in modules if isinstance(m, nn.Dropout))))
+
+
+def _head(model: Any) -> Callable[[Tensor], Tensor]:
+    """Hidden states (m, D) -> logits (m, V) in float32, with the family's scaling and soft cap."""
+    linear, config = model.get_output_embeddings(), model.config
+    multiply = getattr(config, "logit_scale", None) or 1.0
+    divide = getattr(config, "logits_scaling", None) or 1.0
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def head(hidden: Tensor) -> Tensor:
+        logits: Tensor = linear(hidden).float() * multiply / divide
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    return head
+
+
+@torch.no_grad()
+def _disagreement(decoder: Decoder) -> str | None:
+    """Why this model cannot run packed trees: None if body and head agree with its own forward pass.
+
+    Raises ModelError LU-M005 where even the head differs: then no path would train what is served.
+    """
+    model, config = decoder._inner, decoder._inner.config
+    v = int(config.get_text_config().vocab_size)
+    rows = [[(7 * i + 3) % v for i in range(20)] + tail for tail in ([5 % v, 6 % v, 7 % v], [8 % v, 9 % v], [])]
+    batch = make_batch([Encoded(r, [True] * len(r), str(i), "") for i, r in enumerate(rows)]).to(decoder.device)
+    was_training = model.training
+    model.eval()
+    try:
+        expected = torch.cat([model(torch.tensor([r], device=decoder.device)).logits[0, :-1].float() for r in rows])
+        order = [(e, b) for e, b in zip(batch.edge.tolist(), batch.example.tolist(), strict=True)]
+        by_example = torch.tensor(
+            [e for e, _ in sorted(order, key=lambda p: (p[1], batch.positions[batch.predict_at[p[0]]]))]
+        )
+        scale = expected.abs().max()
+
+        def gap(states: Tensor) -> float:
+            logits = decoder.head(states).index_select(0, by_example.to(states.device))
+            return float((logits - expected).abs().max() / scale)
+
+        # Where they agree, fp32 differs by about 1e-6 (the built-in model) and bf16 by 2e-2.
+        tolerance = 5e-2 if next(model.parameters()).dtype in (torch.bfloat16, torch.float16) else 1e-4
+        states, home = decoder._row_states(batch)
+        if gap(states.index_select(0, home.index_select(0, batch.predict_at))) > tolerance:
+            raise ModelError.of(
+                "LU-M005",
+                type(model).__name__,
+                "its head does not follow the usual form",
+                "this architecture is not supported",
+            )
+        if other := _layers(config) - {"full_attention"}:
+            return f"its layers are not all full attention, but {', '.join(sorted(other))}"
+        try:
+            worst = gap(decoder._tree_states(batch).index_select(0, batch.predict_at))
+        except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+            return f"its attention is not plain: {first_line(error)}"
+        return None if worst <= tolerance else f"packed and single logits differ by {worst:.1e}"
+    finally:
+        model.train(was_training)
+
+
+_ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+def _layers(config: Any) -> set[str]:
+    """The kinds of layers that a configuration states; where it states none, full or sliding attention."""
+    config = config.get_text_config()
+    slides = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    return set(getattr(config, "layer_types", None) or ["sliding_attention" if slides else "full_attention"])
+
+
+@dataclass(frozen=True, slots=True)
+class TreePlan:
+    """What the attention of one packed tree needs: segment lengths, ancestors, masks."""
+
+    lengths: tuple[int, ...]
+    ancestors: tuple[tuple[int, ...], ...]
+    masks: tuple[Tensor | None, ...]  # (L, A + L) additive, None for roots: plainly causal
+
+    @classmethod
+    def of(cls, batch: Batch, dtype: torch.dtype) -> TreePlan:
+        lengths = tuple(s.stop - s.start for s in batch.segments)
+        ancestors = tuple(tuple(batch.ancestors(i)) for i in range(len(lengths)))
+        masks = tuple(
+            _causal_after(sum(lengths[a] for a in above), n, dtype, batch.ids.device) if above else None
+            for n, above in zip(lengths, ancestors, strict=True)
+        )
+        return cls(lengths, ancestors, masks)
+
+
+def _causal_after(n_before: int, n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(n, n_before + n): everything before, and the own tokens causally."""
+    mask = torch.full((n, n_before + n), float("-inf"), dtype=dtype, device=device)
+    return mask.triu(n_before + 1)
+
+
+_PLAIN = {"dropout", "position_ids", "cache_position", "use_cache", "output_attentions", "is_causal"}
+"""What transformers passes to every attention and what changes nothing here (dropout makes a model run row by row)."""
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    scaling: float | None = None,
+    tree_plan: TreePlan | None = None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """Attention of each segment over its ancestors and itself. (1, H, N, C), (1, K, N, C) -> (1, N, H, C).
+
+    One split per layer instead of a slice per use: the backward of a slice fills a tensor of the full size.
+    Raises ValueError where the model asks for more than plain attention: soft caps, sinks, windows.
+    """
+    if tree_plan is None:
+        raise ValueError("it does not pass `tree_plan` on")
+    if more := sorted(name for name, value in settings.items() if value is not None and name not in _PLAIN):
+        raise ValueError(f"it asks for {', '.join(more)}")
+    heads, kv_heads = query.shape[1], key.shape[1]
+    queries, keys, values = (x.split(tree_plan.lengths, dim=2) for x in (query, key, value))
+    outs = []
+    for i, (q, above, mask) in enumerate(zip(queries, tree_plan.ancestors, tree_plan.masks, strict=True)):
+        k = torch.cat([keys[a] for a in (*above, i)], dim=2) if above else keys[i]
+        v = torch.cat([values[a] for a in (*above, i)], dim=2) if above else values[i]
+        outs.append(
+            F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=heads != kv_heads
+            )
+        )
+    return torch.cat(outs, dim=2).transpose(1, 2).contiguous(), None
+
+
+@cache
+def _tree_attention_name() -> str:
+    """Registers the attention with transformers on first use."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register("luthier_tree", tree_attention)
+    AttentionMaskInterface.register("luthier_tree", lambda *args, **kwargs: None)
+    return "luthier_tree"
+
+
+@torch.no_grad()
+def score(decoder: Decoder, batch: Batch) -> Tensor:
+    """Negative log-likelihood in nats of each example's learned tokens, summed: (B,) float64."""
+    hidden = decoder.hidden(batch)
+    nats = [
+        F.cross_entropy(decoder.head(h), t, reduction="none").double()
+        for h, t in zip(hidden.split(LOGITS_CHUNK), batch.targets.split(LOGITS_CHUNK), strict=True)
+    ]
+    return batch.per_example(torch.cat(nats))
