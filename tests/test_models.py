@@ -202,7 +202,7 @@ def test_score_is_the_nll_of_each_example() -> None:
 def test_logits_come_in_chunks_that_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, batch = Decoder(built("llama")), make_batch(random_examples(5))
     whole = score(decoder, batch)
-    monkeypatch.setattr(decoder, "LOGITS_CHUNK", 3)
+    monkeypatch.setattr("luthier.decoder.LOGITS_CHUNK", 3)
     assert torch.allclose(score(decoder, batch), whole, rtol=1e-6)
 
 

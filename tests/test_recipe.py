@@ -176,10 +176,8 @@ def bombs() -> Iterator[str]:
 )
 def test_an_alias_bomb_is_refused(text: str) -> None:  # bad input 68
     """In a process of its own, with a deadline: one that goes off would never come back."""
-    code = (
-        "import sys; from pathlib import Path; from luthier.recipe import validate; from luthier.strict_yaml import parse_yaml\n\
-validate(parse_yaml(sys.stdin.read(), 'recipe.yaml'), 'recipe.yaml', Path())"
-    )
+    imports = "import sys; from pathlib import Path; from luthier import recipe, strict_yaml"
+    code = f"{imports}\nrecipe.validate(strict_yaml.parse_yaml(sys.stdin.read(), 'recipe.yaml'), 'recipe.yaml', Path())"
     done = subprocess.run([sys.executable, "-c", code], input=text, capture_output=True, text=True, timeout=60)
     assert "RecipeError: LU-R005 recipe.yaml:" in done.stderr
 
