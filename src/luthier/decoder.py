@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from luthier.batch import Batch, make_batch
 from luthier.encode import Encoded
 from luthier.errors import ModelError, first_line
-from luthier.models import quick_bfloat16, quiet_transformers
+from luthier.models import quiet_transformers
 
 LOGITS_CHUNK = 512
 """Rows of logits alive at once: 512 x 49,152 floats are 100 MB."""
@@ -45,10 +45,6 @@ class Decoder:
         return "prefix tree, each shared token once" if self._rows_only is None else f"row by row: {self._rows_only}"
 
     @property
-    def precision(self) -> str:
-        return f"matrix products of training in {'bfloat16' if quick_bfloat16(self.device) else 'float32'}"
-
-    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
@@ -60,10 +56,6 @@ class Decoder:
     def recurrent(self) -> bool:
         """Whether its cache holds more than keys and values: a state that cannot be cut into rows."""
         return bool(getattr(self._inner, "_is_stateful", False) or _layers(self._inner.config) - _ATTENDING)
-
-    def autocast(self) -> torch.autocast:
-        """Matrix products in bfloat16 where the hardware is quick at it, for training; weights stay as they are."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=quick_bfloat16(self.device))
 
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states (M, D) at the places that predict a learned token."""

@@ -46,7 +46,7 @@ def train(recipe: Recipe, prepared: Path, base: Base, out: Path, report: Reporte
     progress = from_json(saved) if saved else Progress()
     if saved:
         report.say(f"going on from step {progress.step} of {data.n_steps}")
-    report.say(f"forward path: {decoder.path}; {decoder.precision}")
+    report.say(f"forward path: {decoder.path}")
 
     def save(at: Progress) -> None:
         checkpoint.save(checkpoints, at.step, parameters, optimizer, to_json(at), at.best_step)
@@ -117,7 +117,7 @@ def _report(recipe: Recipe, decoder: Decoder, data: StepData, progress: Progress
         n_input_tokens=progress.n_input_tokens,
         n_computed_tokens=progress.n_computed_tokens,
         seconds=progress.seconds,
-        path=f"{decoder.path}; {decoder.precision}",
+        path=decoder.path,
         checks=tuple(
             Check(step=s, nll=nll, train_nll=train_nll.get(s), best=s == progress.best_step)
             for s, nll in progress.checks

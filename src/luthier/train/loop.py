@@ -175,8 +175,7 @@ def backward(decoder: Decoder, terms: Sequence[Term], batch: Batch, counts: dict
     The logits live a chunk at a time: each chunk's graph ends at the hidden states and is freed by its own
     backward, then the body's backward runs once.
     """
-    with decoder.autocast():  # the head stays outside: logits in bfloat16 would be off by hundredths of a nat
-        hidden = decoder.hidden(batch)  # (M, D)
+    hidden = decoder.hidden(batch)  # (M, D)
     leaf = hidden.detach().requires_grad_()
     first = torch.zeros((), dtype=torch.float64, device=leaf.device)
     for h, targets, weights in zip(
