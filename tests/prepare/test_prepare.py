@@ -254,7 +254,7 @@ def test_real_sets_are_understood(name: str, tmp_path: Path) -> None:
     recipe = validate(tree, "derived", tmp_path)
     task, fields = EXPECTED[name]
     assert recipe.data.fields == fields
-    main = {"classification": "accuracy", "text": "perplexity"}.get(task, "token_f1")
+    main = {"classification": "balanced_accuracy", "text": "perplexity"}.get(task, "token_f1")
     assert [rule.metric for rule in recipe.release.rules] == [main, "general_perplexity"]
     if name != "probe_wikitext2":  # it has no training side
         prepared = run(tmp_path, **tree["data"] | {"max_rejected_fraction": 0.01})
