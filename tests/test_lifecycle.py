@@ -176,6 +176,17 @@ def test_a_changed_artifact_is_seen(project: Path) -> None:
     assert "has changed since it was written" in said.about("train")
 
 
+def test_a_stale_release_does_not_stand_for_the_trained_model(project: Path) -> None:
+    """The release holds a copy of the model: what decides an evaluation is the one that training left."""
+    done, _ = run(project)
+    record = stage_record(done.folder, "release")
+    assert record
+    stale = [a.model_copy(update={"sha256": "0" * 64}) if a.path.startswith("model/") else a for a in record.artifacts]
+    record.model_copy(update={"artifacts": tuple(stale)}).write(done.folder / "release" / "record.json")
+    _, said = run(project)
+    assert said.about("evaluate") == "evaluate: unchanged"
+
+
 def test_a_second_process_is_refused(project: Path) -> None:
     done, _ = run(project)
     with lifecycle._alone(done.folder), pytest.raises(RunError, match="LU-U003"):

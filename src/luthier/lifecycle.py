@@ -209,7 +209,6 @@ def _do(work: _Work, stage: str) -> None:
     if stage != "train":  # training goes on from its checkpoints, the others start clean
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "inputs.json", json.dumps(inputs, indent=1).encode())
     summary = _STAGES[stage](work, folder)
     _finish(work, stage, key, inputs, summary, started, time.monotonic() - clock)
 
@@ -226,7 +225,6 @@ def _finish(
     import torch
 
     folder = work.folder / stage
-    (folder / "inputs.json").unlink(missing_ok=True)  # the record holds them
     artifacts = tuple(a for a in artifacts_in(folder) if not a.path.startswith("checkpoints/"))
     RunRecord(
         stage=stage,  # type: ignore[arg-type]
@@ -248,7 +246,9 @@ def _finish(
 def _inputs(work: _Work, stage: str) -> dict[str, Any]:
     """Everything that decides what a stage makes; its hash is the stage's key."""
     recipe, base = work.recipe, work.base.fingerprint
-    made = {a.path: a.sha256 for s in STAGES if (r := stage_record(work.folder, s)) for a in r.artifacts}
+    # Of the stages before this one only: a release left from an earlier training also holds a `model/`.
+    before = STAGES[: STAGES.index(stage)]
+    made = {a.path: a.sha256 for s in before if (r := stage_record(work.folder, s)) for a in r.artifacts}
     common = {"seed": recipe.seed, "base": base}
     if stage == "prepare":
         return {
