@@ -98,12 +98,13 @@ def _drops_out(model: nn.Module) -> bool:
 def _head(model: Any) -> Callable[[Tensor], Tensor]:
     """Hidden states (m, D) -> logits (m, V) in float32, with the family's scaling and soft cap."""
     linear, config = model.get_output_embeddings(), model.config
-    multiply = getattr(config, "logit_scale", None) or 1.0
-    divide = getattr(config, "logits_scaling", None) or 1.0
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
 
     def head(hidden: Tensor) -> Tensor:
-        logits: Tensor = linear(hidden).float() * multiply / divide
+        logits: Tensor = linear(hidden).float()
+        if scale != 1.0:  # a multiplication by one of every logit, and of its gradient, was a twelfth of a step
+            logits = logits * scale
         return torch.tanh(logits / cap) * cap if cap else logits
 
     return head

@@ -1,14 +1,13 @@
 """The whole life of a fine-tuned model, as one page: prepare -> train -> evaluate -> release.
 
-Each stage is a function from records to a record. Its key is a hash of all that goes in (settings, data,
-parents, plug-ins' source, package versions); a stage whose key is already done, here or in another run of
-the workspace, is not run again. A run that was killed goes on where it was.
+Each stage is a function from records to a record. Its key (`keys.py`) is a hash of all that goes in; a stage whose
+key is already done, here or in another run of the workspace, is not run again. A run that was killed goes on where
+it was.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 import time
@@ -18,11 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from luthier import keys
 from luthier import recipe as recipes
 from luthier.errors import RunError
 from luthier.files import locked, sync_folder, write_atomically
-from luthier.machine import describe, peak_bytes, versions
-from luthier.plugins import METRICS
+from luthier.machine import describe, peak_bytes
 from luthier.progress import Quiet, Reporter
 from luthier.recipe import Recipe, fingerprint
 from luthier.records import AuditReport, EvalReport, RunRecord, Verdict
@@ -76,7 +75,7 @@ def run(
     """
     report = report or Quiet()
     recipe, origin = open_target(target, overrides, report)
-    folder = workspace / f"{recipe.name}-{_identity(recipe, origin)}"
+    folder = workspace / f"{recipe.name}-{keys.identity(recipe, origin)}"
     with _alone(folder):
         _keep_recipe(recipe, origin, folder)
         report.say(f"run: {folder}\nbase: {recipe.model.base} (a GGUF is dequantised once, on its first use)")
@@ -195,7 +194,7 @@ def _do(work: _Work, stage: str) -> None:
         work.report.say(f"{stage}: unchanged")
         return
     if record:
-        reason = broken if record.key == key else f"{_difference(record.inputs, inputs)} changed"
+        reason = broken if record.key == key else f"{keys.difference(record.inputs, inputs)} changed"
         aside = folder.with_name(f"{stage}-{record.key[:8]}")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
@@ -244,50 +243,7 @@ def _finish(
 
 
 def _inputs(work: _Work, stage: str) -> dict[str, Any]:
-    """Everything that decides what a stage makes; its hash is the stage's key."""
-    recipe, base = work.recipe, work.base.fingerprint
-    # Of the stages before this one only: a release left from an earlier training also holds a `model/`.
-    before = STAGES[: STAGES.index(stage)]
-    made = {a.path: a.sha256 for s in before if (r := stage_record(work.folder, s)) for a in r.artifacts}
-    common = {"seed": recipe.seed, "base": base}
-    if stage == "prepare":
-        return {
-            **common,
-            "data": _dump(recipe.data),
-            "files": _source_hashes(recipe, work.origin),
-            "versions": versions(("luthier", "tokenizers", "pyarrow")),
-        }
-    if stage == "train":
-        return {
-            **common,
-            "model": _dump(recipe.model),
-            "train": _dump(recipe.train),
-            "max_tokens": recipe.data.max_tokens,
-            "train.jsonl": made["train.jsonl"],
-            "validation.jsonl": made["validation.jsonl"],
-            "versions": versions(("luthier", "torch", "transformers", "peft", "tokenizers")),
-        }
-    trained = {path: digest for path, digest in made.items() if path.startswith("model/")}
-    evaluated = {
-        **common,
-        "evaluate": _dump(recipe.evaluate),
-        "rules": [_dump(r) for r in recipe.release.rules],
-        "slices": list(recipe.data.slices),
-        "test.jsonl": made["test.jsonl"],
-        "model": trained,
-        "plugins": [METRICS.fingerprint(m.use, work.origin) for m in recipe.evaluate.metrics],
-        "versions": versions(),
-    }
-    if stage == "evaluate":
-        return evaluated
-    return {
-        "release": _dump(recipe.release),
-        "evaluation": made["evaluation.json"],
-        "audit": made["audit.json"],
-        "training": made["train.json"],
-        "recipe": _dump(recipe),
-        "versions": versions(),
-    }
+    return keys.stage_inputs(stage, work.recipe, work.origin, work.folder, work.base.fingerprint)
 
 
 def _check_same_inputs(work: _Work, out: Path) -> None:
@@ -298,7 +254,7 @@ def _check_same_inputs(work: _Work, out: Path) -> None:
         write_atomically(start, json.dumps(inputs, indent=1).encode())
         return
     before = json.loads(start.read_text())
-    changed = _difference(before, inputs)
+    changed = keys.difference(before, inputs)
     if changed == "versions":
         work.report.say("train: package versions changed since it was started; what follows is not exact any more")
     elif changed:
@@ -307,29 +263,7 @@ def _check_same_inputs(work: _Work, out: Path) -> None:
         )
 
 
-def _difference(before: dict[str, Any], after: dict[str, Any]) -> str:
-    return ", ".join(sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)))
-
-
-# -- folders and hashes ----------------------------------------------------------------------------------
-
-
-def _dump(section: Any) -> dict[str, Any]:
-    return section.model_dump(mode="json")  # type: ignore[no-any-return]
-
-
-def _source_hashes(recipe: Recipe, origin: Path) -> dict[str, str]:
-    from luthier.files import sha256_of
-    from luthier.prepare.sources import find_files
-
-    return {f.shown: sha256_of(f.path) for f in find_files(recipe.data.sources, origin)}
-
-
-def _identity(recipe: Recipe, origin: Path) -> str:
-    """Six hex digits of recipe and data: another question gets another folder."""
-    return hashlib.sha256(
-        json.dumps([_dump(recipe), _source_hashes(recipe, origin)], sort_keys=True).encode()
-    ).hexdigest()[:6]
+# -- folders ---------------------------------------------------------------------------------------------
 
 
 def _keep_recipe(recipe: Recipe, origin: Path, folder: Path) -> None:

@@ -22,7 +22,7 @@ class Sample:
 
     id: str
     cluster: str
-    """Samples that share it are not independent; intervals resample clusters."""
+    """Samples that share it are not independent: intervals count clusters, not samples."""
     prompt: str
     reference: str
     answer: str

@@ -99,6 +99,19 @@ def test_logits_in_chunks_give_the_same_gradient(tiny: Path, monkeypatch: pytest
 # -- order of the data ------------------------------------------------------------------------------------------------
 
 
+def test_the_loss_and_its_gradient_are_those_of_cross_entropy() -> None:
+    torch.manual_seed(0)
+    targets, weights = torch.randint(50, (7,)), torch.tensor([1.0, 2, 1, 1, 3, 0, 1]).double()
+    ours = torch.randn(7, 50, dtype=torch.float64).requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
+    loss = CrossEntropy()(ours, targets, weights)
+    expected = (nn.functional.cross_entropy(theirs, targets, reduction="none") * weights).sum()
+    (3 * loss).backward()
+    (3 * expected).backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-14)
+
+
 def test_every_epoch_sees_every_example_once_in_another_order(tiny: Path) -> None:
     examples = encoded(tiny, 20)
     data = StepData(examples, examples[:2], 3, 8, 4096, seed=5)

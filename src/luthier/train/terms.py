@@ -6,9 +6,9 @@ m learned edges of a chunk, V vocabulary
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 Unit = Literal["token", "sequence"]
@@ -35,4 +35,25 @@ class CrossEntropy:
     unit: Unit = "token"
 
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        return (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+        return _WeightedNll.apply(logits, targets, weights)  # type: ignore[no-any-return]
+
+
+class _WeightedNll(torch.autograd.Function):
+    """The sum of weights times -log p(target): its gradient, weights x (p - onehot), is made in place.
+
+    Autograd's own would write three tensors of the logits' size where this one reuses the log-probabilities.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        log_p = logits.log_softmax(dim=-1)  # (m, V)
+        ctx.save_for_backward(log_p, targets, weights)
+        return -(log_p.gather(1, targets[:, None])[:, 0] * weights).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        log_p, targets, weights = ctx.saved_tensors
+        scale = (weights * grad).to(log_p.dtype)[:, None]  # (m, 1)
+        grad_logits = log_p.exp_().mul_(scale)
+        return grad_logits.scatter_add_(1, targets[:, None], -scale), None, None

@@ -1,0 +1,88 @@
+"""Keys: everything that decides what a stage makes, and the hash of it.
+
+A stage whose key has not changed is not run again, so what is missing here makes a stale result pass for a fresh
+one, and what is too much here costs hours. The keys of records say which input changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from luthier.files import sha256_of
+from luthier.machine import versions
+from luthier.plugins import METRICS
+from luthier.prepare.sources import find_files
+from luthier.recipe import Recipe
+from luthier.store import STAGES, stage_record
+
+
+def identity(recipe: Recipe, origin: Path) -> str:
+    """Six hex digits of recipe and data: another question gets another folder."""
+    return hashlib.sha256(
+        json.dumps([_dump(recipe), _source_hashes(recipe, origin)], sort_keys=True).encode()
+    ).hexdigest()[:6]
+
+
+def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str) -> dict[str, Any]:
+    """What decides the result of `stage`: the fingerprint of it is the stage's key.
+
+    `origin` is where the recipe lies, `run` holds the stages before this one, `base` is the base's fingerprint.
+    """
+    # Of the stages before this one only: a release left from an earlier training also holds a `model/`.
+    before = STAGES[: STAGES.index(stage)]
+    made = {a.path: a.sha256 for s in before if (r := stage_record(run, s)) for a in r.artifacts}
+    common = {"seed": recipe.seed, "base": base}
+    if stage == "prepare":
+        return {
+            **common,
+            "data": _dump(recipe.data),
+            "files": _source_hashes(recipe, origin),
+            "versions": versions(("luthier", "tokenizers", "pyarrow")),
+        }
+    if stage == "train":
+        return {
+            **common,
+            "model": _dump(recipe.model),
+            "train": _dump(recipe.train),
+            "max_tokens": recipe.data.max_tokens,
+            "train.jsonl": made["train.jsonl"],
+            "validation.jsonl": made["validation.jsonl"],
+            "versions": versions(("luthier", "torch", "transformers", "peft", "tokenizers")),
+        }
+    trained = {path: digest for path, digest in made.items() if path.startswith("model/")}
+    evaluated = {
+        **common,
+        "evaluate": _dump(recipe.evaluate),
+        "rules": [_dump(r) for r in recipe.release.rules],
+        "slices": list(recipe.data.slices),
+        "test.jsonl": made["test.jsonl"],
+        "model": trained,
+        "plugins": [METRICS.fingerprint(m.use, origin) for m in recipe.evaluate.metrics],
+        "versions": versions(),
+    }
+    if stage == "evaluate":
+        return evaluated
+    return {
+        "release": _dump(recipe.release),
+        "evaluation": made["evaluation.json"],
+        "audit": made["audit.json"],
+        "training": made["train.json"],
+        "recipe": _dump(recipe),
+        "versions": versions(),
+    }
+
+
+def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """The names of the inputs that differ."""
+    return ", ".join(sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)))
+
+
+def _dump(section: Any) -> dict[str, Any]:
+    return section.model_dump(mode="json")  # type: ignore[no-any-return]
+
+
+def _source_hashes(recipe: Recipe, origin: Path) -> dict[str, str]:
+    return {f.shown: sha256_of(f.path) for f in find_files(recipe.data.sources, origin)}
