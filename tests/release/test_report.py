@@ -212,6 +212,25 @@ def test_main_metric_is_the_first_that_scores_samples():
     assert main_metric(everything()["nothing"]) is None
 
 
+def test_single_samples_are_shown_by_a_rule_s_metric_on_which_one_was_lost():
+    rules = {r.comparison.metric: r for r in PASSES.verdict.rules}
+    won = tuple(
+        s.model_copy(update={"scores": {**s.scores, "exact_match": (0.0, 1.0), "token_f1": (0.9, 0.1)}})
+        for s in PASSES.evaluation.samples
+    )
+    lost = replace(
+        PASSES,
+        evaluation=PASSES.evaluation.model_copy(update={"samples": won}),
+        verdict=judge([rules["exact_match"], _about(rules["exact_match"], "token_f1")]),
+    )
+    assert main_metric(lost) == "token_f1"
+
+
+def _about(rule, metric):
+    """The same rule on another metric."""
+    return rule.model_copy(update={"comparison": rule.comparison.model_copy(update={"metric": metric})})
+
+
 def test_what_was_not_measured_is_said():
     text = Page(report_html(everything()["nothing"])).text
     assert "Forgetting: general ability outside the task was not measured." in text

@@ -72,11 +72,15 @@ def method(recipe: Recipe) -> str:
 
 
 def main_metric(evidence: Evidence) -> str | None:
-    """The first rule's metric that scores single samples, else any that does; None where none does."""
+    """By which single samples are shown: the first of the rules' metrics on which one was lost.
+
+    Where none was, the first metric that scores single samples, the rules' before others; None where none does.
+    """
     evaluation = evidence.evaluation
     scored = {name for s in evaluation.samples for name, pair in s.scores.items() if None not in pair}
-    wanted = [rule.comparison.metric for rule in evidence.verdict.rules] + list(evaluation.metrics)
-    return next((m for m in wanted if m in scored), None)
+    ruled = [m for rule in evidence.verdict.rules if (m := rule.comparison.metric) in scored]
+    others = [m for m in evaluation.metrics if m in scored]
+    return next((m for m in ruled if worst_regressions(evaluation, m, k=1)), next(iter(ruled + others), None))
 
 
 def worst_regressions(evaluation: EvalReport, metric: str | None, k: int = 10) -> list[Judged]:
