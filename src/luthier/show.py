@@ -48,12 +48,13 @@ def comparison(report: EvalReport) -> None:
 
 
 def _cells(c: Comparison) -> list[str]:
-    interval = f"{c.low:+.3g} to {c.high:+.3g}" + (" (!)" if c.trouble else "")
+    # + 0.0, because -0.0 prints as such
+    interval = f"{c.low + 0.0:+.3g} to {c.high + 0.0:+.3g}" + (" (!)" if c.trouble else "")
     return [
         c.metric,
         f"{c.baseline:.3g}",
         f"{c.value:.3g}",
-        f"{c.delta:+.3g}",
+        f"{c.delta + 0.0:+.3g}",
         interval,
         f"{c.p:.2g}",
         str(c.n),
