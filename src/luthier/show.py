@@ -88,9 +88,10 @@ def n_steps(recipe: Recipe, report: AuditReport) -> int:
 
 
 def plan(recipe: Recipe, report: AuditReport) -> None:
-    figures = ", ".join(f"{k} {v:.4g}" for k, v in report.tokens.items())
-    steps, per_step = n_steps(recipe, report), recipe.train.examples_per_step
-    console.print(f"training would take {steps} steps of {per_step} conversations ({figures})")
+    steps, per_step, t = n_steps(recipe, report), recipe.train.examples_per_step, report.tokens
+    console.print(f"training would take {steps} steps of {per_step} conversations")
+    learned = f"{t['n_tokens']:,.0f} tokens an epoch, of which {t['n_learned']:,.0f} are learned"
+    console.print(f"{learned}; {t['mean']:.0f} a conversation, the longest {t['longest']:.0f}")
 
 
 def masks(base: Base, prepared: Path, n: int) -> None:
