@@ -145,7 +145,7 @@ class Train(Section):
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     max_grad_norm: Positive = 1.0
-    tokens_per_micro_batch: Count = 4096
+    tokens_per_micro_batch: Count = 2048
     """Memory bound: distinct tokens in one forward pass. A single longer example still runs, alone."""
     checks_per_epoch: Count = 2
     """Validations an epoch; each may save new best weights."""
