@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from luthier.errors import UserError
 from luthier.metric import Floats, MeanMetric, Sample
 from luthier.records import Comparison
-from luthier.stats import MIN_CLUSTERS, compare, holm, mcnemar_exact, wilson
+from luthier.stats import (
+    FLIPS,
+    MIN_CLUSTERS,
+    benjamini_hochberg,
+    compare,
+    holm,
+    mcnemar_exact,
+    permutation_p,
+    wilson,
+)
 
 untimed = settings(deadline=None)
 SCORE = MeanMetric("score", lambda s: float(s.answer) if s.answer else None)
@@ -314,3 +323,53 @@ def test_mcnemar_is_the_exact_sign_test(wins: int, losses: int) -> None:
 
     expected = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
     assert mcnemar_exact(wins, losses) == pytest.approx(expected)
+
+
+@untimed
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_benjamini_hochberg_is_scipys(p_values: list[float]) -> None:
+    from scipy.stats import false_discovery_control
+
+    assert benjamini_hochberg(p_values) == pytest.approx(list(false_discovery_control(p_values)))
+
+
+def test_benjamini_hochberg_of_nothing_is_nothing() -> None:
+    assert benjamini_hochberg([]) == []
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(-3, 3), min_size=2, max_size=8))
+def test_few_clusters_flip_in_every_way(differences: list[int]) -> None:
+    from scipy.stats import permutation_test
+
+    exact = permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    assert permutation_p(differences, seed=0) == pytest.approx(exact.pvalue)
+
+
+def test_many_clusters_flip_at_random() -> None:
+    from scipy.stats import permutation_test
+
+    differences = np.random.default_rng(4).standard_t(3, 150) + 0.2
+    drawn = permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=20_000, rng=1)
+    p = permutation_p(differences.tolist(), seed=0)
+    assert p == pytest.approx(drawn.pvalue, abs=0.015) and p == permutation_p(differences.tolist(), seed=0)
+
+
+def test_a_permutation_p_is_never_0_and_needs_a_cluster() -> None:
+    assert permutation_p([1.0] * 200, seed=0) == 1 / (1 + FLIPS)
+    assert permutation_p([0.1, 0.2, -0.3], seed=0) == 1.0  # a sum that only rounding moves from 0
+    with pytest.raises(UserError, match="LU-E001"):
+        permutation_p([], seed=0)
+
+
+def test_the_flips_agree_with_the_interval() -> None:
+    gains = np.random.default_rng(6).normal(0.15, 1, 400)
+    c = compared(scored([float(x) for x in gains + 5]), scored([5] * 400))
+    assert permutation_p(gains.tolist(), seed=0) == pytest.approx(c.p, abs=0.01)
+
+
+def test_the_detectable_gain_is_larger_where_losses_are_rare_and_large() -> None:
+    rare = [0.1] * 90 + [-0.9] * 10
+    there = compared(scored([5 + x for x in rare]), scored([5] * 100)).min_detectable
+    back = compared(scored([5 - x for x in rare]), scored([5] * 100)).min_detectable
+    assert there > back > 0

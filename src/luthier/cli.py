@@ -220,6 +220,47 @@ def chat(
 
 
 @app.command()
+def review(
+    name: RunName,
+    reviewer: Annotated[str | None, typer.Option(help="Who judges (else: me); with --export, whose votes.")] = None,
+    summary: Annotated[bool, typer.Option("--summary", help="Print what the reviewers' votes say.")] = False,
+    export: Annotated[Path | None, typer.Option(help="Write the preferred answers as preference data.")] = None,
+    tag: Annotated[str | None, typer.Option(help="With --export: the answers with this tag instead.")] = None,
+    host: Annotated[str, typer.Option(help="The address; another than this asks for a token.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="The port; else the first free from 8765 on.")] = None,
+    token: Annotated[str | None, typer.Option(envvar="LUTHIER_REVIEW_TOKEN", help="What opens the page.")] = None,
+    workspace: Workspace = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Judge the answers of base and tuned model side by side, blind, on a page of this machine."""
+    from luthier.store import find_run
+    from luthier.web import agreement
+    from luthier.web.review import read_evaluation, reviewers
+    from luthier.web.server import serve
+
+    run = find_run(name, workspace)
+    if tag and not export:
+        raise typer.BadParameter("--tag goes with --export")
+    if export:
+        report, names = read_evaluation(run), [reviewer] if reviewer else reviewers(run)
+        if tag:
+            counts = agreement.export_tagged(run, report, export, names, tag)
+        else:
+            counts = agreement.export_preferences(run, report, export, names)
+        print(json.dumps({"file": str(export), **counts}) if as_json else agreement.export_in_words(export, counts))
+    elif summary:
+        told = agreement.summarise(run, read_evaluation(run))
+        print(told.model_dump_json() if as_json else "\n".join(agreement.in_words(told)))
+    else:
+        who = reviewer or "me"
+
+        def say(url: str) -> None:
+            print(json.dumps({"url": url, "reviewer": who}) if as_json else f"{who} reviews at {url}", flush=True)
+
+        serve(run, who, say=say, host=host, port=port, token=token)
+
+
+@app.command()
 def runs(workspace: Workspace = RUNS, as_json: Json = False) -> None:
     """List the runs of a workspace."""
     from luthier import lifecycle, show

@@ -33,6 +33,8 @@ class Sample:
     n_bytes: int
     """UTF-8 bytes of the learned text, for bits per byte."""
     tags: Mapping[str, Any] = field(default_factory=dict)
+    choices: Mapping[str, float] | None = None
+    """Of a label task: nats of each label as the whole answer, its end of turn included."""
 
 
 @runtime_checkable

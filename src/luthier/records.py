@@ -163,6 +163,11 @@ class EvalReport(Record):
     rule_comparisons: dict[str, Comparison] = {}
     """Rules with a `where` filter: 'metric|key=value' -> comparison; with slices, 'metric|key=value; slice=value'."""
     samples: tuple[Judged, ...] = ()
+    labels: tuple[str, ...] = ()
+    """Of a label task, in the order of `confusion`."""
+    confusion: dict[str, tuple[tuple[int, ...], ...]] = {}
+    """Of `baseline` and `tuned`, counts of the written answers: rows are true labels, columns answered ones and, as the
+    last, none."""
     notes: tuple[str, ...] = ()
 
 

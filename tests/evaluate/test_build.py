@@ -164,8 +164,8 @@ def test_a_factory_that_raises_or_makes_no_metric(own) -> None:  # type: ignore[
 
 def test_built_in_metrics_say_what_they_allow() -> None:
     for use, message in [
-        (Use(use="luthier.evaluate.metrics:f1", average="makro"), "average: 'makro'; allowed: macro, micro"),
-        (Use(use="luthier.evaluate.metrics:f1", label="spam"), "label: 'spam' is none of the labels a, b"),
+        (Use(use="luthier.evaluate.labels:f1", average="makro"), "average: 'makro'; allowed: macro, micro"),
+        (Use(use="luthier.evaluate.labels:f1", label="spam"), "label: 'spam' is none of the labels a, b"),
         (Use(use="luthier.evaluate.metrics:bleu", tokenize="flores200"), "tokenize: 'flores200'; allowed"),
     ]:
         with pytest.raises(UserError, match=f"LU-E003 .*{message}"):

@@ -174,7 +174,7 @@ def test_a_label_that_a_slice_lacks_has_no_value_there() -> None:
         ]
         return Answers(name, made)
 
-    metric = build(Use(use="luthier.evaluate.metrics:f1", label="b"), labels, None)
+    metric = build(Use(use="luthier.evaluate.labels:f1", label="b"), labels, None)
     of = recipe({"metric": "f1", "must": "not_regress"}, slices=("half",))
     found = compare_models(side("tuned"), side("base"), metrics=[metric], recipe=of, task="classification")
     assert list(found.slices["half"]["h1"]) == ["f1"] and found.slices["half"]["h0"] == {}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import math
-import warnings
 from itertools import product
 
 import numpy as np
@@ -12,36 +12,27 @@ import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, precision_score, recall_score
 
 from luthier.errors import UserError
 from luthier.evaluate import metrics
 from luthier.evaluate.build import build
-from luthier.metric import Metric, Sample
+from luthier.metric import Metric
 from luthier.plugins import METRICS
 from luthier.recipe import Use
 
 from .samples import REAL, corpora, pairs, sample, stats, text, value
 
-LABELS = ("alpha", "beta", "gamma", "delta")
 ANSWERED = ("exact_match", "token_f1", "rouge1", "rouge2", "rougeL", "bleu", "chrf")
-LABELLED = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "invalid_label")
+EDITS = ("ter",)
+ALONE = ("answer_length", "repetition", "valid_json", "matches")
 LIKELIHOOD = ("perplexity", "bits_per_byte")
 IN_PERCENT = ("bleu", "chrf")
 
 
 def make(name: str, **params: object) -> Metric:
-    return build(Use(use=f"luthier.evaluate.metrics:{name}", **params), LABELS if name in LABELLED else (), None)
+    return build(Use(use=f"luthier.evaluate.metrics:{name}", **params), (), None)
 
 
-def answered(rows: list[tuple[str, str]]) -> list[Sample]:
-    """Samples of (true label, answer)."""
-    return pairs(rows)
-
-
-labelled = st.lists(
-    st.tuples(st.sampled_from(LABELS), st.sampled_from((*LABELS, "none of it"))), min_size=1, max_size=30
-)
 in_ascii = text().map(lambda t: t.encode("ascii", "ignore").decode())
 
 
@@ -70,6 +61,19 @@ def test_bleu_of_real_texts(tokenize: str) -> None:
 def test_chrf_of_real_texts() -> None:
     theirs = sacrebleu.corpus_chrf([a for _, a in REAL], [[r for r, _ in REAL]]).score
     assert value(make("chrf"), pairs(REAL)) == pytest.approx(theirs, abs=1e-9)
+
+
+@given(corpora())
+def test_ter_is_sacrebleu(rows: list[tuple[str, str]]) -> None:
+    theirs = sacrebleu.corpus_ter([a for _, a in rows], [[r for r, _ in rows]]).score
+    assert value(make("ter"), pairs(rows)) == pytest.approx(theirs, abs=1e-9)
+
+
+def test_ter_of_real_texts() -> None:
+    theirs = sacrebleu.corpus_ter([a for _, a in REAL], [[r for r, _ in REAL]]).score
+    assert theirs > 5
+    assert value(make("ter"), pairs(REAL)) == pytest.approx(theirs, abs=1e-9)
+    assert not make("ter").higher_is_better
 
 
 @given(corpora())
@@ -106,30 +110,6 @@ def test_rouge_reads_other_scripts() -> None:
         assert value(make(name), pairs([("水壶", "水")])) == pytest.approx(2 / 3)
 
 
-@given(labelled)
-@settings(max_examples=60)
-def test_label_metrics_are_those_of_scikit_learn(rows: list[tuple[str, str]]) -> None:
-    true, answers = [r for r, _ in rows], [a for _, a in rows]
-    occurring = sorted(set(true))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn warns where a label is never answered
-        theirs = [accuracy_score(true, answers), balanced_accuracy_score(true, answers)]
-        for name, score in {"precision": precision_score, "recall": recall_score, "f1": f1_score}.items():
-            macro = score(true, answers, labels=occurring, average="macro", zero_division=0)
-            micro = score(true, answers, labels=list(LABELS), average="micro", zero_division=0)
-            one = score(true, answers, labels=[true[0]], average=None, zero_division=0)[0]
-            assert value(make(name), answered(rows)) == pytest.approx(macro, abs=1e-12)
-            assert value(make(name, average="micro"), answered(rows)) == pytest.approx(micro, abs=1e-12)
-            assert value(make(name, label=true[0]), answered(rows)) == pytest.approx(one, abs=1e-12)
-    for name, expected in zip(("accuracy", "balanced_accuracy"), theirs, strict=True):
-        assert value(make(name), answered(rows)) == pytest.approx(expected, abs=1e-12)
-    assert value(make("invalid_label"), answered(rows)) == pytest.approx(answers.count("none of it") / len(rows))
-
-
-def test_a_label_that_does_not_occur_has_no_value() -> None:
-    assert math.isnan(value(make("f1", label="delta"), answered([("alpha", "alpha")])))
-
-
 def test_perplexity_and_bits_per_byte_are_totals_over_totals() -> None:
     samples = [sample(nats=2.0, n_tokens=1, n_bytes=4), sample(nats=1.0, n_tokens=5, n_bytes=8)]
     assert value(make("perplexity"), samples) == pytest.approx(math.exp(3 / 6))
@@ -158,6 +138,49 @@ def test_squad_metrics(reference: str, answer: str, exact: float, overlap: float
     assert value(make("token_f1"), [sample(answer, reference)]) == pytest.approx(overlap)
 
 
+# -- answers alone ------------------------------------------------------------------------------------------------
+
+
+def test_answer_length_counts_words() -> None:
+    assert value(make("answer_length"), pairs([("", "one, two"), ("", ""), ("", "水壶 and four")])) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [
+        ("one two three four five", 0.0),
+        ("one two three", 0.0),
+        ("", 0.0),
+        ("no no no no no no", 2 / 3),
+        ("Send it back to us. Send it back, to us!", 2 / 7),
+    ],
+)
+def test_repetition(answer: str, share: float) -> None:
+    assert value(make("repetition"), [sample(answer)]) == pytest.approx(share)
+    assert not make("repetition").higher_is_better
+
+
+def test_matches_the_whole_answer() -> None:
+    found = make("matches", pattern=r"[A-Z]{2}-\d+")
+    assert value(found, pairs([("", "AB-12"), ("", "AB-12."), ("", "see AB-12"), ("", "")])) == 0.25
+    with pytest.raises(UserError, match=r"LU-E003 .*raised .*unterminated character set"):
+        make("matches", pattern="[a")
+
+
+@pytest.mark.parametrize("answer", ["", "{'a': 1}", '{"a": NaN}', "```json\n{}\n```", "{} {}", "[" * 100_000])
+def test_what_is_no_json(answer: str) -> None:
+    assert value(make("valid_json"), [sample(answer)]) == 0.0
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+def test_what_is_json(tree: object) -> None:
+    assert value(make("valid_json"), [sample(json.dumps(tree))]) == 1.0
+
+
 # -- what holds for all -------------------------------------------------------------------------------------------
 
 
@@ -168,23 +191,17 @@ def test_identity_is_perfect(texts: list[str]) -> None:
         assert value(make(name), samples) == pytest.approx(100.0 if name in IN_PERCENT else 1.0)
 
 
-@given(st.lists(st.sampled_from(LABELS), min_size=1))
-def test_identity_is_perfect_for_labels(true: list[str]) -> None:
-    for name in LABELLED:
-        assert value(make(name), answered([(t, t) for t in true])) == (0.0 if name == "invalid_label" else 1.0)
-
-
 @given(corpora(), st.randoms(use_true_random=False))
 def test_order_does_not_matter(rows: list[tuple[str, str]], random: object) -> None:
     mixed = list(rows)
     random.shuffle(mixed)  # type: ignore[attr-defined]
-    for name in ANSWERED:
+    for name in (*ANSWERED, *EDITS):
         assert value(make(name), pairs(mixed)) == pytest.approx(value(make(name), pairs(rows)), abs=1e-9)
 
 
 @given(corpora(), corpora())
 def test_sums_of_parts_are_the_sums_of_the_whole(some: list[tuple[str, str]], others: list[tuple[str, str]]) -> None:
-    for name in ANSWERED:
+    for name in (*ANSWERED, *EDITS):
         metric = make(name)
         parts = stats(metric, pairs(some)).sum(axis=0) + stats(metric, pairs(others)).sum(axis=0)
         assert float(metric.combine(parts)) == pytest.approx(value(metric, pairs(some + others)), abs=1e-9)
@@ -198,30 +215,25 @@ def test_scales(rows: list[tuple[str, str]]) -> None:
 
 def test_plain_text_has_no_answer_to_score() -> None:
     plain = sample(reference="All of it is learned.", prompt="")
-    assert all(make(name).stats(plain) is None for name in ANSWERED)
+    alone = {name: {"pattern": "x"} if name == "matches" else {} for name in ALONE}
+    assert all(make(name, **alone.get(name, {})).stats(plain) is None for name in (*ANSWERED, *EDITS, *ALONE))
     assert all(make(name).stats(plain) is not None for name in LIKELIHOOD)
     assert all(make(name).stats(sample(n_tokens=0, n_bytes=0)) is None for name in LIKELIHOOD)
-
-
-def test_a_reference_that_is_no_label_is_an_error() -> None:
-    for name in set(LABELLED) - {"invalid_label"}:
-        with pytest.raises(UserError, match=r"LU-E006 sample s7: the reference 'epsilon' is no label"):
-            make(name).stats(sample("alpha", "epsilon", id="s7"))
 
 
 @pytest.mark.parametrize("task", ["classification", "answer", "dialogue", "text"])
 def test_default_metrics_can_be_built(task: str) -> None:
     names = [use.use for use in metrics.default_metrics(task)]  # type: ignore[arg-type]
     assert len(set(names)) == len(names) and "perplexity" in names
-    assert [make(name).name for name in names] == names
+    assert [build(Use(use=name), ("a", "b"), None).name for name in names] == names
 
 
 @pytest.mark.skipif(not METRICS.names(), reason="luthier is not installed, so it declares no entry points")
 def test_every_built_in_metric_is_declared() -> None:
     declared = {name for name in METRICS.names() if METRICS.find(name, "").__module__ == metrics.__name__}
-    assert declared == {*ANSWERED, *LABELLED, *LIKELIHOOD}
+    assert declared == {*ANSWERED, *EDITS, *ALONE, *LIKELIHOOD}
 
 
 def test_every_metric_says_what_it_cannot_tell() -> None:
-    for name in (*ANSWERED, *LABELLED, *LIKELIHOOD):
+    for name in (*ANSWERED, *EDITS, *ALONE, *LIKELIHOOD):
         assert len(getattr(metrics, name).__doc__) > 80, name

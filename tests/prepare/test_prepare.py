@@ -254,8 +254,8 @@ def test_real_sets_are_understood(name: str, tmp_path: Path) -> None:
     recipe = validate(tree, "derived", tmp_path)
     task, fields = EXPECTED[name]
     assert recipe.data.fields == fields
-    main = {"classification": "balanced_accuracy", "text": "perplexity"}.get(task, "token_f1")
-    assert [rule.metric for rule in recipe.release.rules] == [main, "general_perplexity"]
+    main = {"classification": ["choice_skill", "label_skill"], "text": ["perplexity"]}.get(task, ["token_f1"])
+    assert [rule.metric for rule in recipe.release.rules] == [*main, "general_perplexity"]
     if name != "probe_wikitext2":  # it has no training side
         prepared = run(tmp_path, **tree["data"] | {"max_rejected_fraction": 0.01})
         assert prepared.report.task == task

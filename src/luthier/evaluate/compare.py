@@ -17,6 +17,7 @@ import numpy as np
 
 from luthier import stats
 from luthier.errors import EvaluationError, Problem, did_you_mean, printable
+from luthier.evaluate.labels import confusion
 from luthier.evaluate.metrics import perplexity
 from luthier.metric import Floats, Metric, Sample
 from luthier.recipe import Recipe, Rule
@@ -86,7 +87,13 @@ class _Known:
 
 
 def compare_models(
-    tuned: Answers, baseline: Answers, *, metrics: Sequence[Metric], recipe: Recipe, task: Task
+    tuned: Answers,
+    baseline: Answers,
+    *,
+    metrics: Sequence[Metric],
+    recipe: Recipe,
+    task: Task,
+    labels: tuple[str, ...] = (),
 ) -> EvalReport:
     """The report of `tuned` against `baseline`, whose samples are the same items in the same order.
 
@@ -103,6 +110,7 @@ def compare_models(
     if tuned.general:
         everywhere.append(_read(GENERAL, perplexity(), tuned.general, baseline.general, notes))
     applied = {m.name: m for m in everywhere if _applies(m, notes)}
+    sides = {"baseline": baseline, "tuned": tuned}
     report = EvalReport(
         model=tuned.name,
         baseline=baseline.name,
@@ -115,6 +123,8 @@ def compare_models(
         slices=_slices([m for m in known if m.name in applied], tuned.samples, recipe, notes),
         rule_comparisons=_rule_comparisons(applied, recipe, notes),
         samples=_judged(known, tuned.samples, baseline.samples),
+        labels=labels,
+        confusion={side: confusion(of.samples, labels) for side, of in sides.items()} if labels else {},
         notes=tuple(notes),
     )
     for rule in recipe.release.rules:

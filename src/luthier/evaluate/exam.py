@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from luthier.batch import make_batch, split_by_tokens
-from luthier.conversation import Conversation
+from luthier.conversation import Conversation, Message, make_conversation
 from luthier.decoder import Decoder, score
 from luthier.encode import Encoded, Encoder
 from luthier.evaluate.compare import Answers
@@ -22,13 +23,21 @@ from luthier.recipe import Recipe
 
 
 class Exam:
-    """Held-out conversations, whose last turn is to be answered, and the general probe's documents."""
+    """Held-out conversations, whose last turn is to be answered, and the general probe's documents.
+
+    Where the task has `labels`, each is also scored as the answer to each conversation.
+    """
 
     def __init__(
-        self, recipe: Recipe, tokenizer: Any, conversations: Sequence[Conversation], probe: Sequence[Conversation]
+        self,
+        recipe: Recipe,
+        tokenizer: Any,
+        conversations: Sequence[Conversation],
+        probe: Sequence[Conversation],
+        labels: tuple[str, ...] = (),
     ) -> None:
-        encoder = Encoder(tokenizer)
-        self._recipe, self._tokenizer = recipe, tokenizer
+        self._encoder = encoder = Encoder(tokenizer)
+        self._recipe, self._tokenizer, self._labels = recipe, tokenizer, labels
         self._conversations, self._probe = conversations, probe
         self._encoded = [encoder(c) for c in conversations]
         self._probe_encoded = [encoder(c) for c in probe]
@@ -41,7 +50,7 @@ class Exam:
         """Hash of all that decides the answers of the model with this fingerprint."""
         asked = [[c.id, c.source, c.tags, e.ids] for c, e in self._everything]
         packages = versions(("luthier", "torch", "transformers"))
-        what = [model, asked, self._recipe.evaluate.max_new_tokens, packages]
+        what = [model, asked, self._labels, self._recipe.evaluate.max_new_tokens, packages]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
@@ -52,7 +61,7 @@ class Exam:
         ]
 
     def take(self, decoder: Decoder, name: str, report: Reporter) -> Answers:
-        """The model's greedy answers, and its likelihood of the references and of the probe."""
+        """The model's greedy answers, and its likelihood of the references, of the labels and of the probe."""
         answers = [""] * len(self._conversations)
         with report.bar(f"{name}: answers", len(self._prompts)) as advance:
             written = generate(
@@ -65,12 +74,38 @@ class Exam:
         for i, ids in zip(self._asked, written, strict=True):
             answers[i] = self._tokenizer.decode(ids, skip_special_tokens=True).strip()
         nats = self._nats(decoder, self._encoded, f"{name}: likelihood", report)
+        choices = self._choices(decoder, f"{name}: labels", report)
         general = self._nats(decoder, self._probe_encoded, f"{name}: general texts", report)
         return Answers(
             name,
-            [_sample(*x) for x in zip(self._conversations, self._encoded, nats, answers, strict=True)],
-            [_sample(c, e, x, "") for c, e, x in zip(self._probe, self._probe_encoded, general, strict=True)],
+            [_sample(*x) for x in zip(self._conversations, self._encoded, nats, answers, choices, strict=True)],
+            [_sample(c, e, x, "", None) for c, e, x in zip(self._probe, self._probe_encoded, general, strict=True)],
         )
+
+    def _choices(self, decoder: Decoder, name: str, report: Reporter) -> list[Mapping[str, float] | None]:
+        """For each conversation that asks something, the nats of each label as its answer.
+
+        The tree holds each prompt once and what labels share once: 77 labels cost their own tokens, not 77 prompts.
+        """
+        choices: list[Mapping[str, float] | None] = [None] * len(self._conversations)
+        if n := len(self._labels):
+            nats = self._nats(decoder, self._labelled, name, report)
+            for at, i in enumerate(self._asked):
+                choices[i] = dict(zip(self._labels, nats[at * n : (at + 1) * n], strict=True))
+        return choices
+
+    @cached_property
+    def _labelled(self) -> list[Encoded]:
+        """Each prompt with each label as the only thing learned, prompt by prompt, cut where the turn ends."""
+        found = []
+        for i in self._asked:
+            prompt = [m.model_copy(update={"learn": False}) for m in self._conversations[i].prompt]
+            for label in self._labels:
+                answer = Message(role="assistant", content=label)
+                encoded = self._encoder(make_conversation([*prompt, answer], self._conversations[i].source))
+                stop = _last_learned(encoded) + 1
+                found.append(replace(encoded, ids=encoded.ids[:stop], learn=encoded.learn[:stop]))
+        return found
 
     def _nats(self, decoder: Decoder, encoded: Sequence[Encoded], name: str, report: Reporter) -> list[float]:
         """Summed negative log-likelihood of each conversation's learned tokens."""
@@ -107,7 +142,9 @@ def _last_learned(encoded: Encoded) -> int:
     return max(t for t, learned in enumerate(encoded.learn) if learned)
 
 
-def _sample(conversation: Conversation, encoded: Encoded, nats: float, answer: str) -> Sample:
+def _sample(
+    conversation: Conversation, encoded: Encoded, nats: float, answer: str, choices: Mapping[str, float] | None
+) -> Sample:
     return Sample(
         id=f"{conversation.id} {conversation.source}",
         cluster=conversation.family,
@@ -118,4 +155,5 @@ def _sample(conversation: Conversation, encoded: Encoded, nats: float, answer: s
         n_tokens=encoded.n_learned,
         n_bytes=sum(len(m.content.encode()) for m in conversation.messages if m.learned),
         tags=conversation.tags,
+        choices=choices,
     )

@@ -1,33 +1,32 @@
 """The built-in metrics: score functions of one sample, and factories of metrics that are functions of sums.
 
-BLEU and chrF are reported from 0 to 100, as their users know them; everything else from 0 to 1, or in its own unit.
-Metrics of generated answers apply where something was asked (`Sample.prompt`), never to plain text. How a recipe
-names one, own metrics included, is `build.py`'s affair.
+BLEU, chrF and TER are reported from 0 to 100, as their users know them; everything else from 0 to 1, or in its own
+unit. Metrics of generated answers apply where something was asked (`Sample.prompt`), never to plain text. Those of
+labels are in `labels.py`. How a recipe names one, own metrics included, is `build.py`'s affair.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections import Counter
-from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 
-from luthier.errors import EvaluationError, printable
-from luthier.evaluate.text import read_label, squad, squad_tokens, words
-from luthier.metric import Floats, Metric, Sample, SumMetric, lower_is_better
+from luthier.evaluate.text import squad, squad_tokens, words
+from luthier.metric import Floats, MeanMetric, Metric, Sample, SumMetric, lower_is_better
 from luthier.recipe import Use
 from luthier.records import Task
-
-Average = Literal["macro", "micro"]
 
 
 def default_metrics(task: Task) -> tuple[Use, ...]:
     """What is measured when the recipe names no metric."""
     names = {
-        "classification": "accuracy balanced_accuracy precision recall f1 invalid_label perplexity",
+        "classification": "accuracy balanced_accuracy precision recall f1 label_skill invalid_label "
+        "choice_accuracy choice_balanced_accuracy choice_f1 choice_skill label_nll brier ece perplexity",
         "answer": "perplexity exact_match token_f1 rouge1 rouge2 rougeL bleu chrf",
         "dialogue": "perplexity exact_match token_f1 rouge1 rouge2 rougeL bleu chrf",
         "text": "perplexity bits_per_byte",
@@ -213,96 +212,76 @@ def _chrf(sums: Floats) -> Floats:
     return np.where(precision + recall > 0, score, 0.0)
 
 
-# -- labels -------------------------------------------------------------------------------------------------------
+def ter() -> Metric:
+    """Translation edit rate (Snover et al. 2006), in percent, equal to `sacrebleu.corpus_ter`; lower is better.
 
-
-def accuracy(sample: Sample, labels: tuple[str, ...]) -> bool:
-    """Share of right labels. Flattering where one label dominates: see `balanced_accuracy`, `f1`.
-
-    An answer that is no label counts as wrong (see `text.read_label` for what is read as a label).
+    Insertions, deletions, substitutions and moves of runs of words that make the answer the reference, per reference
+    word. Tells how much a person would have to edit. A right answer in other words costs as much as a wrong one, and
+    answers that are far too long cost more than 100.
     """
-    return read_label(sample.answer, labels) == _true_label(sample, labels)
+    from sacrebleu.metrics.ter import TER
+
+    scorer = TER()
+
+    def stats(sample: Sample) -> tuple[float, float] | None:
+        if not sample.prompt:
+            return None
+        score = scorer.corpus_score([sample.answer], [[sample.reference]])
+        return score.num_edits, score.ref_length
+
+    def combine(sums: Floats) -> Floats:
+        edits, length = sums[..., 0], sums[..., 1]
+        return np.where(length > 0, 100 * _ratio(sums), np.where(edits > 0, 100.0, 0.0))
+
+    return SumMetric("ter", stats, combine, higher_is_better=False)
+
+
+# -- answers alone ------------------------------------------------------------------------------------------------
+
+
+def answer_length(sample: Sample) -> int | None:
+    """Words in the answer (see `text.words`), mean over samples. Not a quality: "higher is better" means nothing here.
+
+    Tells whether a gain elsewhere came with longer or shorter answers, which judges, and ROUGE's recall, favour.
+    """
+    return len(words(sample.answer)) if sample.prompt else None
 
 
 @lower_is_better
-def invalid_label(sample: Sample, labels: tuple[str, ...]) -> bool:
-    """Share of answers that are no label at all: what a program that reads the label would have to reject."""
-    return read_label(sample.answer, labels) is None
+def repetition(sample: Sample) -> float | None:
+    """Share of the answer's runs of four words that it has said before (seq-rep-4, Welleck et al. 2020), mean.
 
-
-def balanced_accuracy(labels: tuple[str, ...]) -> Metric:
-    """Mean over the labels of each label's recall (Brodersen et al. 2010): chance level is 1 / labels at any skew.
-
-    Rare labels weigh as much as frequent ones, so their few samples widen the interval.
+    Finds a model that loops. Does not see repetition in other words, and an answer of under four words has none.
     """
-    return _by_label("recall", labels, "macro", None)
+    if not sample.prompt:
+        return None
+    said = words(sample.answer)
+    runs = [tuple(said[i : i + 4]) for i in range(len(said) - 3)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def precision(labels: tuple[str, ...], average: Average = "macro", label: str | None = None) -> Metric:
-    """Of the answers that name a label, the share that is right; 0 for a label that is never answered.
+def matches(pattern: str) -> Metric:
+    """Share of answers that the regular expression `pattern` matches from first to last character.
 
-    Does not see what was missed: `recall` does. For `average` and `label` see `f1`.
+    Tells whether a form is kept (a date, a ticket number), not whether what stands in the form is right.
     """
-    return _by_label("precision", labels, average, label)
+    form = re.compile(pattern)
+    return MeanMetric("matches", lambda sample: form.fullmatch(sample.answer) is not None if sample.prompt else None)
 
 
-def recall(labels: tuple[str, ...], average: Average = "macro", label: str | None = None) -> Metric:
-    """Of the samples of a label, the share that was found. Does not see false alarms: `precision` does.
+def valid_json(sample: Sample) -> bool | None:
+    """Share of answers that are one JSON text (RFC 8259) and nothing else, so no NaN and no Markdown fence around it.
 
-    For `average` and `label` see `f1`. Its macro average is the balanced accuracy.
+    Tells whether a program could read the answer, not whether the fields it needs are there, nor whether they are true.
     """
-    return _by_label("recall", labels, average, label)
+    if not sample.prompt:
+        return None
+    try:
+        json.loads(sample.answer, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
-def f1(labels: tuple[str, ...], average: Average = "macro", label: str | None = None) -> Metric:
-    """Harmonic mean of precision and recall (van Rijsbergen 1979), as scikit-learn computes it.
-
-    `macro`: the mean over the labels that occur among the references; `micro`: one count over all labels; `label`:
-    that label alone. An answer that is no label misses its reference and is no prediction of any label.
-    """
-    return _by_label("f1", labels, average, label)
-
-
-_FRACTIONS: dict[str, Callable[[Floats, Floats, Floats], tuple[Floats, Floats]]] = {
-    "precision": lambda right, answered, true: (right, answered),
-    "recall": lambda right, answered, true: (right, true),
-    "f1": lambda right, answered, true: (2 * right, answered + true),
-}
-
-
-def _by_label(kind: str, labels: tuple[str, ...], average: Average, label: str | None) -> Metric:
-    if average not in ("macro", "micro"):
-        raise ValueError(f"average: {average!r}; allowed: macro, micro")
-    if label is not None and label not in labels:
-        raise ValueError(f"label: {label!r} is none of the labels {', '.join(labels)}")
-    n, place = len(labels), {name: i for i, name in enumerate(labels)}
-
-    def stats(sample: Sample) -> list[float]:
-        counts = np.zeros((3, n))  # right, answered, true
-        true, answered = place[_true_label(sample, labels)], place.get(read_label(sample.answer, labels) or "")
-        counts[2, true] = 1
-        if answered is not None:
-            counts[1, answered] = 1
-            counts[0, answered] = answered == true
-        return counts.ravel().tolist()
-
-    def combine(sums: Floats) -> Floats:
-        counts = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, n), -2, 0)  # (3, ..., n)
-        if label is not None:
-            counts = counts[..., place[label], None]
-        elif average == "micro":
-            counts = counts.sum(axis=-1, keepdims=True)
-        part, whole = _FRACTIONS[kind](*counts)  # (..., n)
-        occurs = counts[2] > 0
-        with np.errstate(invalid="ignore", divide="ignore"):
-            values = np.where(occurs & (whole > 0), part / whole, 0.0)
-            return np.asarray(values.sum(axis=-1) / occurs.sum(axis=-1))
-
-    return SumMetric(kind, stats, combine)
-
-
-def _true_label(sample: Sample, labels: tuple[str, ...]) -> str:
-    if (label := read_label(sample.reference, labels)) is None:
-        found, allowed = f"the reference '{printable(sample.reference)}' is no label", printable(", ".join(labels))
-        raise EvaluationError.of("LU-E006", f"sample {sample.id}", found, f"labels: {allowed}")
-    return label
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is Python's, not JSON")

@@ -49,7 +49,7 @@ def evaluate(
     metrics = [build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)]
     check_rules(recipe.release.rules, [m.name for m in metrics], [c.tags for c in conversations])
     tokenizer = load_tokenizer(base)
-    exam = Exam(recipe, tokenizer, conversations, probe_documents(recipe.evaluate.probe_documents))
+    exam = Exam(recipe, tokenizer, conversations, probe_documents(recipe.evaluate.probe_documents), audit.labels)
     models = {
         "base": (base.fingerprint, lambda: load_model(base)),
         "tuned": (f"{base.fingerprint} {folder_hash(trained)}", lambda: load_merged(load_model(base), trained)),
@@ -64,7 +64,9 @@ def evaluate(
         shown = Path(base.name).name if name == "base" else name
         taken[name] = load_answers(shown, kept, recipe.evaluate.cluster_by)
         shutil.copyfile(kept, out / f"{name}.jsonl")
-    result = compare_models(taken["tuned"], taken["base"], metrics=metrics, recipe=recipe, task=audit.task)
+    result = compare_models(
+        taken["tuned"], taken["base"], metrics=metrics, recipe=recipe, task=audit.task, labels=audit.labels
+    )
     result = result.model_copy(update={"notes": (*notes, *result.notes)})
     result.write(out / "evaluation.json")
     return result
@@ -109,4 +111,4 @@ def compare_answers(
         for side in sides
     )
     metrics = [build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)]
-    return compare_models(tuned, baseline, metrics=metrics, recipe=recipe, task=audit.task)
+    return compare_models(tuned, baseline, metrics=metrics, recipe=recipe, task=audit.task, labels=audit.labels)

@@ -1,0 +1,116 @@
+"""The exam scores every label as a whole answer: by the tree as alone, and what is written is what is read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from luthier.conversation import Conversation, Message, make_conversation
+from luthier.decoder import Decoder
+from luthier.evaluate.exam import Exam, dump_answers, load_answers
+from luthier.evaluate.forgetting import probe_documents
+from luthier.evaluate.labels import likeliest
+from luthier.models import find_base, load_model, load_tokenizer
+from luthier.progress import Quiet
+from luthier.recipe import Recipe
+
+LABELS = ("a", "ab", "card_arrival", "card_linking", "card_payment_fee_charged", "refund ok")
+TEXTS = ("Where is my card?", "Where is my new card?", "I was charged a fee.", "Please refund it.")
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny: Path) -> Decoder:
+    return Decoder(load_model(find_base(str(tiny)), torch.device("cpu"), torch.float32))
+
+
+def conversations(labels: tuple[str, ...] = LABELS) -> list[Conversation]:
+    system = Message(role="system", content="Classify the text.")
+    return [
+        make_conversation(
+            [system, Message(role="user", content=text), Message(role="assistant", content=labels[i % len(labels)])],
+            f"x.jsonl:{i}",
+        )
+        for i, text in enumerate(TEXTS)
+    ]
+
+
+def exam(tiny: Path, asked: list[Conversation], labels: tuple[str, ...], tokens: int = 4096) -> Exam:
+    recipe = Recipe.model_validate(
+        {
+            "name": "r",
+            "data": {"sources": [{"path": "x.jsonl"}]},
+            "train": {"tokens_per_micro_batch": tokens},
+            "evaluate": {"max_new_tokens": 2},
+            "release": {"rules": [{"metric": "choice_skill", "must": "beat_baseline"}]},
+        }
+    )
+    return Exam(recipe, load_tokenizer(find_base(str(tiny))), asked, probe_documents(2), labels)
+
+
+def nats_alone(tiny: Path, decoder: Decoder, conversation: Conversation, label: str) -> float:
+    """By the model's own forward pass over the prompt's ids and the label's, which the template writes by itself."""
+    tokenizer = load_tokenizer(find_base(str(tiny)))
+    messages = [m.model_dump(include={"role", "content"}) for m in conversation.prompt]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    ids = prompt + tokenizer(label + "<|im_end|>")["input_ids"]
+    with torch.no_grad():
+        logits: Any = decoder.model(torch.tensor([ids])).logits[0].double()
+    nats = -logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]]
+    return float(nats[len(prompt) - 1 :].sum())
+
+
+@pytest.mark.parametrize("tokens", [4096, 40, 1])
+def test_every_label_is_scored_as_it_would_be_alone(tiny: Path, decoder: Decoder, tokens: int) -> None:
+    asked = conversations()
+    taken = exam(tiny, asked, LABELS, tokens).take(decoder, "base", Quiet())
+    for conversation, found in zip(asked, taken.samples, strict=True):
+        alone = {label: nats_alone(tiny, decoder, conversation, label) for label in LABELS}
+        assert found.choices is not None and tuple(found.choices) == LABELS
+        assert found.choices == pytest.approx(alone, rel=1e-6)
+        assert found.choices[conversation.answer] == pytest.approx(found.nats, rel=1e-6), "the reference is one"
+        assert likeliest(found, LABELS) == min(alone, key=alone.__getitem__)
+    assert all(s.choices is None for s in taken.general)
+
+
+def test_row_by_row_gives_the_same(tiny: Path, decoder: Decoder) -> None:
+    rows = Decoder(decoder.model)
+    rows._rows_only = "a test"
+    by_tree, by_row = (exam(tiny, conversations(), LABELS).take(d, "base", Quiet()) for d in (decoder, rows))
+    for ours, theirs in zip(by_tree.samples, by_row.samples, strict=True):
+        assert ours.choices == pytest.approx(theirs.choices, rel=1e-6)
+
+
+def test_77_labels(tiny: Path, decoder: Decoder) -> None:
+    labels = tuple(f"intent_number_{i}" for i in range(77))
+    taken = exam(tiny, conversations(labels), labels).take(decoder, "base", Quiet())
+    assert all(s.choices is not None and len(s.choices) == 77 for s in taken.samples)
+
+
+def test_earlier_turns_of_a_prompt_are_not_scored(tiny: Path, decoder: Decoder) -> None:
+    user, assistant = Message(role="user", content="Hello"), Message(role="assistant", content="Hello, what is it?")
+    asked = [make_conversation([user, assistant, user, Message(role="assistant", content="ab")], "x.jsonl:1")]
+    (found,) = exam(tiny, asked, ("ab", "b")).take(decoder, "base", Quiet()).samples
+    assert found.choices == pytest.approx({x: nats_alone(tiny, decoder, asked[0], x) for x in ("ab", "b")}, rel=1e-6)
+
+
+def test_plain_text_and_tasks_without_labels_have_no_choices(tiny: Path, decoder: Decoder) -> None:
+    text = make_conversation([Message(role="text", content="All of it is learned.")], "x.jsonl:9")
+    taken = exam(tiny, [*conversations(), text], LABELS).take(decoder, "base", Quiet())
+    assert [s.choices is None for s in taken.samples] == [False] * 4 + [True]
+    assert all(s.choices is None for s in exam(tiny, conversations(), ()).take(decoder, "base", Quiet()).samples)
+
+
+def test_what_is_written_is_read(tiny: Path, decoder: Decoder, tmp_path: Path) -> None:
+    taken = exam(tiny, conversations(), LABELS).take(decoder, "base", Quiet())
+    path = tmp_path / "base.jsonl"
+    path.write_bytes(dump_answers(taken))
+    assert load_answers("base", path, None) == replace(taken, samples=list(taken.samples), general=list(taken.general))
+
+
+def test_the_labels_decide_the_key(tiny: Path) -> None:
+    one, same, other = (exam(tiny, conversations(), labels).key("m") for labels in (LABELS, LABELS, LABELS[:3]))
+    assert one == same != other
