@@ -292,6 +292,7 @@ def test_derive_for_one_file(tmp_path: Path) -> None:
     assert recipe.data.system == "Classify the text. Answer with one of: a, b."
     assert recipe.data.slices == ("lang",) and recipe.data.split.by == "family"
     assert (recipe.train.epochs, recipe.evaluate.max_new_tokens) == (6, 16)
+    assert recipe.evaluate.limit == 10_000, "20,000 label scores a model"
 
 
 def test_derive_names_what_is_wrong(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ MAX_SLICES = 3
 MAX_SLICE_VALUES = 12
 ROWS_PER_VALUE = 10
 LISTED_LABELS = 20
+LABELS_SCORED, MIN_JUDGED = 20_000, 200
+"""Every label is scored as the answer to every test row: of 77 labels, thousands of rows would take hours."""
 METRICS: dict[Task, tuple[str, ...]] = {
     # Each is 0 for the commonest label, given always. The first asks base models that write no label at all to choose
     # one, so that format alone does not beat them; the second that the tuned model writes what it would choose.
@@ -54,13 +56,15 @@ def derive(path: Path) -> dict[str, Any]:
         "split": {"by": "given" if all(f.side for f in files) or seen.has_sides else "family"},
         "slices": seen.slices(),
     }
+    evaluate: dict[str, Any] = {"max_new_tokens": _max_new_tokens(seen)}
     if seen.task == "classification":
         data["system"] = _classify(sorted(seen.answers))
+        evaluate["limit"] = max(MIN_JUDGED, LABELS_SCORED // len(seen.answers))
     return {
         "name": re.sub(r"[^A-Za-z0-9_.-]+", "-", path.resolve().stem).strip("-.")[:64] or "data",
         "data": data,
         "train": {"epochs": 6 if seen.n <= 1000 else 3 if seen.n <= 5000 else 1},
-        "evaluate": {"max_new_tokens": _max_new_tokens(seen)},
+        "evaluate": evaluate,
         "release": {
             "rules": [
                 *({"metric": name, "must": "beat_baseline"} for name in METRICS[seen.task]),

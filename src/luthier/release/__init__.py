@@ -7,16 +7,18 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from luthier.models import Base
 from luthier.recipe import Recipe, Rule
 from luthier.records import AuditReport, Comparison, EvalReport, TrainReport, Verdict
 from luthier.release.card import model_card
 from luthier.release.evidence import Evidence
-from luthier.release.export import export
 from luthier.release.gate import judge, judge_rule
 from luthier.release.report import report_html, report_json
 from luthier.store import artifacts_in
+
+if TYPE_CHECKING:
+    from luthier.models import Base
 
 
 def release(
@@ -35,6 +37,8 @@ def release(
     `report.json`, `MODEL_CARD.md`, `verdict.json`, `model/` (the adapter, or the whole model) and what
     `release.export` asks for. Raises Stopped LU-S010 if an export does not behave as the original.
     """
+    from luthier.release.export import export  # loads torch, which the pages of a finished run do not need
+
     verdict = judge([judge_rule(rule, c, place) for rule, places in comparisons for place, c in places.items()])
     verdict.write(out / "verdict.json")
     _link_tree(run / "train" / "model", out / "model")
