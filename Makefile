@@ -37,6 +37,7 @@ docs: $(VENV)/dev
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/dedupe.py
+	$(BIN)/python benchmarks/verdict.py --quick
 
 clean:
 	rm -rf $(VENV) demo build dist
