@@ -149,6 +149,49 @@ class Judged(Record):
     """Metric -> (baseline, tuned), each alone."""
 
 
+class DiscoveredSlice(Record):
+    """Samples on which the tuned model fares worse, found on one half of the clusters and confirmed on the other."""
+
+    condition: str
+    """In words: 'topic=returns and prompt of 40 words or more'."""
+    kind: Literal["regression", "shortfall"]
+    """Worse than the baseline here, or worse here than elsewhere."""
+    comparison: Comparison
+    """Tuned against baseline in the slice, on the confirming half."""
+    rest: float
+    """The tuned model's value outside the slice, on the confirming half."""
+    gap: float
+    gap_low: float
+    gap_high: float
+    """Slice minus rest of the tuned model, signed so that more is better."""
+    p_adjusted: float
+    """After Benjamini-Hochberg, over all conditions that were tested on the confirming half."""
+
+
+class SuiteReport(Record):
+    """What a suite of questions besides the test set was for; its results are in `EvalReport.metrics`."""
+
+    name: str
+    kind: Literal["retention", "bias", "robustness"]
+    about: str
+    """One line: what is asked, and what it can tell."""
+    n: int
+    metrics: tuple[str, ...]
+    """Keys of `EvalReport.metrics`, `NAME_...`."""
+
+
+class ReliabilityBin(Record):
+    """Answers of about the same sureness: how sure the model was of them, and how often it was right."""
+
+    low: float
+    high: float
+    n: int
+    sureness: float
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+
+
 class EvalReport(Record):
     model: str
     baseline: str
@@ -168,6 +211,12 @@ class EvalReport(Record):
     confusion: dict[str, tuple[tuple[int, ...], ...]] = {}
     """Of `baseline` and `tuned`, counts of the written answers: rows are true labels, columns answered ones and, as the
     last, none."""
+    reliability: dict[str, tuple[ReliabilityBin, ...]] = {}
+    """Of `baseline` and `tuned`, where each label was scored by likelihood."""
+    suites: tuple[SuiteReport, ...] = ()
+    discovered: tuple[DiscoveredSlice, ...] = ()
+    searched: str = ""
+    """How the slices were searched, in a sentence; empty where they were not."""
     notes: tuple[str, ...] = ()
 
 
