@@ -24,7 +24,7 @@ def test_a_derived_recipe_runs(name: str, data_dir: Path, tiny: Path, tmp_path: 
     settings = (
         f"model.base={tiny}", "data.limit=48", "data.max_rejected_fraction=0.2", "train.epochs=1",
         "train.max_minutes=0.5",
-        "evaluate.limit=32", "evaluate.max_new_tokens=4", "evaluate.probe_documents=24",
+        "evaluate.limit=32", "evaluate.max_new_tokens=4", "evaluate.probe_documents=24", "evaluate.suites=[]",
     )  # fmt: skip
     done = lifecycle.run(data_dir / name, overrides=settings, workspace=tmp_path)
     audit = AuditReport.read(done.folder / "prepare" / "audit.json")

@@ -100,6 +100,22 @@ class Encoder:
         text = self._render(self._guarded(messages), True, fail)
         return self._tokenise(text, [False] * len(text))[0]
 
+    def continuation(self, before: str, text: str, source: str) -> Encoded:
+        """Plain text of which what follows `before` is learned, without an end: one of several ways to go on.
+
+        As lm-evaluation-harness cuts it: the ids of the whole, less as many as `before` has alone, whose closing white
+        space belongs to what follows. Without any `before`, the tokenizer's first or end token stands for it.
+        """
+        stem = before.rstrip()
+        whole, given = (self._twin.encode(t, add_special_tokens=False).ids for t in (before + text, stem))
+        opening = [id_ for id_ in self.tokenizer("")["input_ids"] if id_ != self.tokenizer.eos_token_id]
+        if not given and not opening:
+            first = self.tokenizer.bos_token_id
+            opening = [self.tokenizer.eos_token_id if first is None else first]
+        n_given = len(opening) + len(given)
+        ids = [*opening, *whole]
+        return Encoded(ids, [t >= n_given for t in range(len(ids))], f"{before}{text}", source)
+
     # -- rendering -------------------------------------------------------------------------------------
 
     def _render_with_mask(self, conversation: Conversation, fail: Fail) -> tuple[str, list[bool]]:

@@ -16,7 +16,7 @@ from luthier.machine import versions
 from luthier.plugins import METRICS
 from luthier.prepare.sources import find_files
 from luthier.recipe import Recipe
-from luthier.store import STAGES, stage_record
+from luthier.store import STAGES, folder_hash, stage_record
 
 
 def identity(recipe: Recipe, origin: Path) -> str:
@@ -60,6 +60,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
         "slices": list(recipe.data.slices),
         "test.jsonl": made["test.jsonl"],
         "model": trained,
+        "suites": {s.path: _hash_of(origin / s.path) for s in recipe.evaluate.suites if s.path},
         "plugins": [METRICS.fingerprint(m.use, origin) for m in recipe.evaluate.metrics],
         "versions": versions(),
     }
@@ -82,6 +83,13 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 def _dump(section: Any) -> dict[str, Any]:
     return section.model_dump(mode="json")  # type: ignore[no-any-return]
+
+
+def _hash_of(path: Path) -> str | None:
+    """Of a file or of all files in a folder; None where there is nothing, which the stage itself will say."""
+    if path.is_dir():
+        return folder_hash(path)
+    return sha256_of(path) if path.is_file() else None
 
 
 def _source_hashes(recipe: Recipe, origin: Path) -> dict[str, str]:

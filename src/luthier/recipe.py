@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -22,6 +22,7 @@ from luthier.conversation import Side
 from luthier.errors import Problem, RecipeError, did_you_mean, printable
 from luthier.plugins import METRICS, Registry
 from luthier.strict_yaml import dump_yaml, parse_yaml
+from luthier.suites import SHIPPED, Form, metrics_of
 
 MAX_RECIPE_BYTES = 1 << 20
 
@@ -156,6 +157,54 @@ class Train(Section):
     """Stop and finish the schedule within this time. Makes a run depend on the machine's speed."""
 
 
+class SuiteUse(Section):
+    """Questions besides the test set: `knowledge`, `{name: typos, limit: 20}`, or a file of a stated form."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+    """The name of a suite that ships, or the one under which a file's metrics are reported: `NAME_accuracy`."""
+    path: str | None = None
+    """A JSONL file of questions, or the folder of a task's YAML; relative to the recipe."""
+    task: str | None = None
+    """A multiple-choice task of lm-evaluation-harness (`pip install 'luthier[harness]'`)."""
+    form: str = ""
+    """Of a file: multiple_choice, pairs, coreference, ambiguity, instructions or safety."""
+    limit: Count | None = None
+    """At most this many questions, drawn by seed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        value = {"name": value} if isinstance(value, str) else value
+        if not isinstance(value, dict) or value.get("form") is not None:
+            return value
+        if value.get("task") is not None:
+            return {**value, "form": "multiple_choice"}
+        return {**value, "form": SHIPPED.get(str(value.get("name")), "")} if value.get("path") is None else value
+
+    @model_validator(mode="after")
+    def _has_its_form(self) -> SuiteUse:
+        if self.task is not None:
+            if self.form != "multiple_choice":
+                raise ValueError("a task's form is multiple_choice")
+            return self
+        if self.path is None and self.form != SHIPPED.get(self.name):
+            raise ValueError(
+                f"no suite '{self.name}' ships{_or_rather(self.name, SHIPPED)}; a file needs path and form"
+            )
+        if self.path is not None and self.form not in get_args(Form):
+            raise ValueError(f"a file's form is one of {', '.join(get_args(Form))}")
+        return self
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return metrics_of(self.name, self.form)
+
+
+def _or_rather(name: str, known: Iterable[str]) -> str:
+    advice = did_you_mean(name, known)
+    return f" ({advice})" if advice else ""
+
+
 class Evaluate(Section):
     metrics: Annotated[tuple[Use, ...], Field(strict=False)] = ()
     """Empty: chosen from the task."""
@@ -167,6 +216,10 @@ class Evaluate(Section):
     """Tag whose values are the independent units of the intervals; None: the family."""
     probe_documents: Count | None = None
     """At most this many documents of the general probe; None: all."""
+    suites: Annotated[tuple[SuiteUse, ...], Field(strict=False)] = tuple(
+        SuiteUse(name=name, form=form) for name, form in SHIPPED.items()
+    )
+    """Retention, bias and robustness: put to base and tuned model alike, their metrics open to rules. [] for none."""
 
 
 class Rule(Section):
@@ -293,8 +346,13 @@ def _check_plugins(recipe: Recipe, where: str, folder: Path) -> list[Problem]:
             found = f"a second metric called '{metric_name(metric)}'"
             advice = "a report has one of each name; give the function another one"
             problems.append(Problem("LU-R015", f"{where}: evaluate.metrics.{i}", found, advice))
+    names = [suite.name for suite in recipe.evaluate.suites]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        found = f"two suites are called {', '.join(twice)}"
+        problems.append(Problem("LU-R015", f"{where}: evaluate.suites", found, "give each a name of its own"))
     if recipe.evaluate.metrics and not problems:
         measured = {metric_name(m) for m in recipe.evaluate.metrics} | {"general_perplexity"}
+        measured |= {name for suite in recipe.evaluate.suites for name in suite.metrics}
         problems += [
             Problem(
                 "LU-R013",

@@ -311,7 +311,8 @@ def _is_proportion(alone: Floats, value: float) -> bool:
 
 def _identical(tuned: Sequence[Sample], baseline: Sequence[Sample]) -> bool:
     """Whether the two models did the same, not only as well as each other."""
-    return all(new.answer == old.answer and new.nats == old.nats for new, old in zip(tuned, baseline, strict=True))
+    did = ((sample.answer, sample.nats, sample.choices) for sample in tuned)
+    return all(mine == (old.answer, old.nats, old.choices) for mine, old in zip(did, baseline, strict=True))
 
 
 def _unseen(clusters: int, confidence: float) -> _Estimate:

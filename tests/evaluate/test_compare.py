@@ -13,7 +13,8 @@ import pytest
 from luthier import stats
 from luthier.errors import UserError
 from luthier.evaluate.build import build
-from luthier.evaluate.compare import Answers, check_rules, compare_models, comparisons_for, tag_text
+from luthier.evaluate.compare import Answers, check_names, check_rules, compare_models, comparisons_for, tag_text
+from luthier.evaluate.suite import general
 from luthier.metric import MeanMetric, Metric, Sample
 from luthier.recipe import Recipe, Rule, Use
 from luthier.records import EvalReport
@@ -281,8 +282,7 @@ def test_rules_of_several_metrics_in_one_place_keep_apart() -> None:
         ({**RULE, "metric": "exact_mach"}, "LU-E008 release.rules.0: no metric measures 'exact_mach'\n.*'exact_match'"),
         ({**RULE, "where": {"kind": "nowhere"}}, "LU-E007 release.rules.0: .* has kind=nowhere\n.*: seen, unseen_fact"),
         ({**RULE, "where": {"knd": "seen"}}, r"LU-E007 release.rules.0: .* has knd=seen\n.*: \(none\)"),
-        ({**RULE, "metric": "general_perplexity", "in_slices": ["topic"]}, "LU-E007 .* has no slices"),
-        ({**RULE, "metric": "general_perplexity"}, "LU-E008 release.rules: no comparison of 'general_perplexity'"),
+        ({**RULE, "metric": "general_perplexity"}, "LU-E008 release.rules.0: no metric measures 'general_perplexity'"),
         ({**RULE, "metric": "seen_only", "where": {"kind": "unseen_fact"}}, "LU-E007 .*judged by in kind=unseen_fact"),
         ({**RULE, "in_slices": ["cluster"]}, "LU-E007 .*judged by in cluster="),
     ],
@@ -303,9 +303,9 @@ def test_a_rule_that_cannot_be_judged(rule: dict[str, Any], message: str) -> Non
 
 def test_check_rules_tells_all_problems_before_any_model_runs() -> None:
     rules = [Rule(**RULE), Rule(**{**RULE, "metric": "blue"}), Rule(**RULE, where={"kind": "x"})]
-    check_rules(rules[:1], ["exact_match"], [])
+    check_rules(rules[:1], built_in("exact_match"), [], [])
     with pytest.raises(UserError) as caught:
-        check_rules(rules, ["exact_match", "bleu"], [{"kind": "seen"}])
+        check_rules(rules, built_in("exact_match", "bleu"), [], [{"kind": "seen"}])
     assert [(p.code, p.where) for p in caught.value.problems] == [
         ("LU-E008", "release.rules.1"),
         ("LU-E007", "release.rules.2"),
@@ -327,22 +327,38 @@ def probe(nats: float) -> list[Sample]:
     return made
 
 
-def test_general_perplexity_is_measured_on_its_own_samples() -> None:
+def with_probe(*rules: dict[str, Any]) -> EvalReport:
     ours, theirs = (
-        replace(answers("tuned", right=0.8), general=probe(31.0)),
-        replace(answers("base"), general=probe(30.0)),
+        replace(answers("tuned", right=0.8), suites={"general": probe(31.0)}),
+        replace(answers("base"), suites={"general": probe(30.0)}),
     )
+    asked = {"metrics": built_in("exact_match"), "suites": [general([])]}
+    return compare_models(ours, theirs, recipe=recipe(*rules), task="answer", **asked)
+
+
+def test_general_perplexity_is_measured_on_its_own_samples() -> None:
     rule = {"metric": "general_perplexity", "must": "not_regress", "by_relative": 0.05}
-    found = compare_models(ours, theirs, metrics=built_in("exact_match"), recipe=recipe(rule), task="answer")
-    general = comparisons_for(Rule(**rule), found)[""]
-    assert (general.metric, general.n, general.n_clusters, general.higher_is_better) == (
+    found = with_probe(rule)
+    forgotten = comparisons_for(Rule(**rule), found)[""]
+    assert (forgotten.metric, forgotten.n, forgotten.n_clusters, forgotten.higher_is_better) == (
         "general_perplexity",
         25,
         25,
         False,
     )
-    assert general.baseline < general.value and general.delta < 0
+    assert forgotten.baseline < forgotten.value and forgotten.delta < 0
     assert found.n == 60 and "general_perplexity" not in found.samples[0].scores
+
+
+def test_a_suite_has_no_slices_of_the_test_set() -> None:
+    for place in ({"in_slices": ["topic"]}, {"where": {"kind": "seen"}}):
+        with pytest.raises(UserError, match="LU-E007 .* has no slices"):
+            check_rules(
+                [Rule(metric="general_perplexity", must="not_regress", **place)],
+                built_in("exact_match"),
+                [general([])],
+                [{"kind": "seen"}],
+            )
 
 
 def test_each_sample_is_read_once_a_metric_and_model() -> None:
@@ -364,7 +380,7 @@ def test_two_metrics_of_one_name() -> None:
     with pytest.raises(UserError, match=r"LU-E009 evaluate.metrics: two metrics are called exact_match"):
         report(*built_in("exact_match", "exact_match"))
     with pytest.raises(UserError, match="LU-E009"):
-        report(*built_in("exact_match"), MeanMetric("general_perplexity", lambda s: 1.0))
+        check_names([MeanMetric("general_perplexity", lambda s: 1.0)], [general([])])
 
 
 def test_statistics_of_different_lengths() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,14 @@ import torch
 
 from luthier.conversation import Conversation, Message, make_conversation
 from luthier.decoder import Decoder
-from luthier.evaluate.exam import Exam, dump_answers, load_answers
+from luthier.encode import Encoder
+from luthier.evaluate.exam import Exam, dump_samples, load_answers
 from luthier.evaluate.forgetting import probe_documents
 from luthier.evaluate.labels import likeliest
+from luthier.evaluate.suite import Suite, general, labelled
+from luthier.metric import Sample
 from luthier.models import find_base, load_model, load_tokenizer
 from luthier.progress import Quiet
-from luthier.recipe import Recipe
 
 LABELS = ("a", "ab", "card_arrival", "card_linking", "card_payment_fee_charged", "refund ok")
 TEXTS = ("Where is my card?", "Where is my new card?", "I was charged a fee.", "Please refund it.")
@@ -39,16 +40,13 @@ def conversations(labels: tuple[str, ...] = LABELS) -> list[Conversation]:
 
 
 def exam(tiny: Path, asked: list[Conversation], labels: tuple[str, ...], tokens: int = 4096) -> Exam:
-    recipe = Recipe.model_validate(
-        {
-            "name": "r",
-            "data": {"sources": [{"path": "x.jsonl"}]},
-            "train": {"tokens_per_micro_batch": tokens},
-            "evaluate": {"max_new_tokens": 2},
-            "release": {"rules": [{"metric": "choice_skill", "must": "beat_baseline"}]},
-        }
-    )
-    return Exam(recipe, load_tokenizer(find_base(str(tiny))), asked, probe_documents(2), labels)
+    suite = Suite("test", labelled(asked, labels), [], scored=True, written=True)
+    encoder = Encoder(load_tokenizer(find_base(str(tiny))))
+    return Exam(suite, encoder, tests=asked, max_new_tokens=2, tokens_at_once=tokens)
+
+
+def taken(tiny: Path, decoder: Decoder, *asked: Any) -> list[Sample]:
+    return exam(tiny, *asked).take(decoder, "base", Quiet())
 
 
 def nats_alone(tiny: Path, decoder: Decoder, conversation: Conversation, label: str) -> float:
@@ -66,49 +64,50 @@ def nats_alone(tiny: Path, decoder: Decoder, conversation: Conversation, label: 
 @pytest.mark.parametrize("tokens", [4096, 40, 1])
 def test_every_label_is_scored_as_it_would_be_alone(tiny: Path, decoder: Decoder, tokens: int) -> None:
     asked = conversations()
-    taken = exam(tiny, asked, LABELS, tokens).take(decoder, "base", Quiet())
-    for conversation, found in zip(asked, taken.samples, strict=True):
+    for conversation, found in zip(asked, taken(tiny, decoder, asked, LABELS, tokens), strict=True):
         alone = {label: nats_alone(tiny, decoder, conversation, label) for label in LABELS}
         assert found.choices is not None and tuple(found.choices) == LABELS
         assert found.choices == pytest.approx(alone, rel=1e-6)
         assert found.choices[conversation.answer] == pytest.approx(found.nats, rel=1e-6), "the reference is one"
         assert likeliest(found, LABELS) == min(alone, key=alone.__getitem__)
-    assert all(s.choices is None for s in taken.general)
 
 
 def test_row_by_row_gives_the_same(tiny: Path, decoder: Decoder) -> None:
     rows = Decoder(decoder.model)
     rows._rows_only = "a test"
-    by_tree, by_row = (exam(tiny, conversations(), LABELS).take(d, "base", Quiet()) for d in (decoder, rows))
-    for ours, theirs in zip(by_tree.samples, by_row.samples, strict=True):
+    by_tree, by_row = (taken(tiny, d, conversations(), LABELS) for d in (decoder, rows))
+    for ours, theirs in zip(by_tree, by_row, strict=True):
         assert ours.choices == pytest.approx(theirs.choices, rel=1e-6)
 
 
 def test_77_labels(tiny: Path, decoder: Decoder) -> None:
     labels = tuple(f"intent_number_{i}" for i in range(77))
-    taken = exam(tiny, conversations(labels), labels).take(decoder, "base", Quiet())
-    assert all(s.choices is not None and len(s.choices) == 77 for s in taken.samples)
+    found = taken(tiny, decoder, conversations(labels), labels)
+    assert all(s.choices is not None and len(s.choices) == 77 for s in found)
 
 
 def test_earlier_turns_of_a_prompt_are_not_scored(tiny: Path, decoder: Decoder) -> None:
     user, assistant = Message(role="user", content="Hello"), Message(role="assistant", content="Hello, what is it?")
     asked = [make_conversation([user, assistant, user, Message(role="assistant", content="ab")], "x.jsonl:1")]
-    (found,) = exam(tiny, asked, ("ab", "b")).take(decoder, "base", Quiet()).samples
+    (found,) = taken(tiny, decoder, asked, ("ab", "b"))
     assert found.choices == pytest.approx({x: nats_alone(tiny, decoder, asked[0], x) for x in ("ab", "b")}, rel=1e-6)
 
 
 def test_plain_text_and_tasks_without_labels_have_no_choices(tiny: Path, decoder: Decoder) -> None:
     text = make_conversation([Message(role="text", content="All of it is learned.")], "x.jsonl:9")
-    taken = exam(tiny, [*conversations(), text], LABELS).take(decoder, "base", Quiet())
-    assert [s.choices is None for s in taken.samples] == [False] * 4 + [True]
-    assert all(s.choices is None for s in exam(tiny, conversations(), ()).take(decoder, "base", Quiet()).samples)
+    assert [s.choices is None for s in taken(tiny, decoder, [*conversations(), text], LABELS)] == [False] * 4 + [True]
+    assert all(s.choices is None for s in taken(tiny, decoder, conversations(), ()))
 
 
 def test_what_is_written_is_read(tiny: Path, decoder: Decoder, tmp_path: Path) -> None:
-    taken = exam(tiny, conversations(), LABELS).take(decoder, "base", Quiet())
+    asked, probe = taken(tiny, decoder, conversations(), LABELS), general(probe_documents(2))
+    encoder = Encoder(load_tokenizer(find_base(str(tiny))))
+    known = Exam(probe, encoder, tests=[], max_new_tokens=1, tokens_at_once=512).take(decoder, "base", Quiet())
     path = tmp_path / "base.jsonl"
-    path.write_bytes(dump_answers(taken))
-    assert load_answers("base", path, None) == replace(taken, samples=list(taken.samples), general=list(taken.general))
+    path.write_bytes(dump_samples(asked, "test") + dump_samples(known, "general"))
+    found = load_answers("base", path, None)
+    assert (found.samples, found.suites) == (asked, {"general": known})
+    assert all(s.choices is None and s.nats > 0 for s in known)
 
 
 def test_the_labels_decide_the_key(tiny: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,24 +18,24 @@ import numpy as np
 from luthier import stats
 from luthier.errors import EvaluationError, Problem, did_you_mean, printable
 from luthier.evaluate.labels import confusion
-from luthier.evaluate.metrics import perplexity
+from luthier.evaluate.suite import Suite
 from luthier.metric import Floats, Metric, Sample
 from luthier.recipe import Recipe, Rule
-from luthier.records import Comparison, EvalReport, Judged, Task
+from luthier.records import Comparison, EvalReport, Judged, SuiteReport, Task
+from luthier.suites import FORMS
 
 MIN_SLICE_SAMPLES = 5
 """Fewer are reported, not compared."""
 MISSING = "(none)"
-GENERAL = "general_perplexity"
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What one model made of the held-out items, and of the general probe's documents."""
+    """What one model made of the held-out items, and of the questions of every other suite."""
 
     name: str
     samples: Sequence[Sample]
-    general: Sequence[Sample] = ()
+    suites: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,24 +91,30 @@ def compare_models(
     baseline: Answers,
     *,
     metrics: Sequence[Metric],
+    suites: Sequence[Suite] = (),
     recipe: Recipe,
     task: Task,
     labels: tuple[str, ...] = (),
 ) -> EvalReport:
     """The report of `tuned` against `baseline`, whose samples are the same items in the same order.
 
-    `general` samples, where given, are measured as `general_perplexity`, clustered by document.
+    `metrics` measure the held-out items, each suite's own metrics what was made of its questions.
     Raises EvaluationError: LU-E006 a reference that is no label, LU-E007 a rule's place that holds no sample to
     judge by, LU-E008 a rule on a metric that is not measured, LU-E009 two metrics of one name; and what a plug-in
     does wrong.
     """
-    _check_names(metrics)
-    check_rules(recipe.release.rules, [m.name for m in metrics], [s.tags for s in tuned.samples])
+    check_names(metrics, suites)
+    check_rules(recipe.release.rules, metrics, suites, [s.tags for s in tuned.samples])
     notes: list[str] = []
     known = [_read(metric.name, metric, tuned.samples, baseline.samples, notes) for metric in metrics]
-    everywhere = [*known]
-    if tuned.general:
-        everywhere.append(_read(GENERAL, perplexity(), tuned.general, baseline.general, notes))
+    everywhere = [
+        *known,
+        *(
+            _read(metric.name, metric, tuned.suites[suite.name], baseline.suites[suite.name], notes)
+            for suite in suites
+            for metric in suite.metrics
+        ),
+    ]
     applied = {m.name: m for m in everywhere if _applies(m, notes)}
     sides = {"baseline": baseline, "tuned": tuned}
     report = EvalReport(
@@ -125,6 +131,7 @@ def compare_models(
         samples=_judged(known, tuned.samples, baseline.samples),
         labels=labels,
         confusion={side: confusion(of.samples, labels) for side, of in sides.items()} if labels else {},
+        suites=tuple(_told(suite, applied, len(tuned.suites[suite.name])) for suite in suites if suite.form),
         notes=tuple(notes),
     )
     for rule in recipe.release.rules:
@@ -160,19 +167,23 @@ def comparisons_for(rule: Rule, report: EvalReport) -> dict[str, Comparison]:
     return found
 
 
-def check_rules(rules: Sequence[Rule], measured: Sequence[str], tags: Sequence[Mapping[str, Any]]) -> None:
+def check_rules(
+    rules: Sequence[Rule], metrics: Sequence[Metric], suites: Sequence[Suite], tags: Sequence[Mapping[str, Any]]
+) -> None:
     """Whether every rule will find its metric and its samples: all that can be known before a model has run.
 
     `tags` are those of the held-out items. Raises EvaluationError LU-E007, LU-E008 with all problems.
     """
     problems = []
+    suite_of = {metric.name: suite.name for suite in suites for metric in suite.metrics}
+    measured = [*(metric.name for metric in metrics), *suite_of]
     for i, rule in enumerate(rules):
         at = f"release.rules.{i}"
-        if rule.metric not in (*measured, GENERAL):
-            advice = did_you_mean(rule.metric, [*measured, GENERAL])
+        if rule.metric not in measured:
+            advice = did_you_mean(rule.metric, measured)
             problems.append(Problem("LU-E008", at, f"no metric measures '{rule.metric}'", advice))
-        elif rule.metric == GENERAL and (rule.in_slices or rule.where):
-            found = f"{GENERAL} is measured on the general probe, which has no slices of the held-out items"
+        elif rule.metric in suite_of and (rule.in_slices or rule.where):
+            found = f"{rule.metric} is measured on '{suite_of[rule.metric]}', which has no slices of the held-out items"
             problems.append(Problem("LU-E007", at, found, "leave out `in_slices` and `where`"))
         elif rule.where and not any(_matches(t, rule.where) for t in tags):
             seen = {tag_text(t.get(key)) for key in rule.where for t in tags}
@@ -192,9 +203,17 @@ def tag_text(value: Any) -> str:
 # -- reading ------------------------------------------------------------------------------------------------------
 
 
-def _check_names(metrics: Sequence[Metric]) -> None:
-    names = [m.name for m in metrics]
-    if twice := sorted({name for name in (*names, GENERAL) if (*names, GENERAL).count(name) > 1}):
+def _told(suite: Suite, applied: Mapping[str, _Known], n: int) -> SuiteReport:
+    assert suite.form
+    form = FORMS[suite.form]
+    measured = tuple(m.name for m in suite.metrics if m.name in applied)
+    return SuiteReport(name=suite.name, kind=form.kind, about=form.about, n=n, metrics=measured)
+
+
+def check_names(metrics: Sequence[Metric], suites: Sequence[Suite]) -> None:
+    """Raises EvaluationError LU-E009 where two metrics share a name."""
+    names = [m.name for m in (*metrics, *(m for suite in suites for m in suite.metrics))]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise EvaluationError.of("LU-E009", "evaluate.metrics", f"two metrics are called {', '.join(twice)}")
 
 

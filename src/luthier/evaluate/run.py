@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from luthier.adapt import load_merged
 from luthier.conversation import Conversation, read_conversations
 from luthier.decoder import Decoder
+from luthier.encode import Encoder
 from luthier.errors import DataError, RunError
 from luthier.evaluate.build import build
-from luthier.evaluate.compare import check_rules, compare_models
-from luthier.evaluate.exam import Exam, dump_answers, load_answers
+from luthier.evaluate.changed import CHANGES, from_tests
+from luthier.evaluate.compare import Answers, check_names, check_rules, compare_models
+from luthier.evaluate.exam import TEST, Exam, dump_samples, load_answers
 from luthier.evaluate.forgetting import probe_documents
+from luthier.evaluate.harness import from_task
 from luthier.evaluate.metrics import default_metrics
+from luthier.evaluate.suite import Suite, form_metrics, general, labelled
+from luthier.evaluate.suite_files import from_file
 from luthier.files import write_atomically
+from luthier.metric import Sample
 from luthier.models import Base, load_model, load_tokenizer
 from luthier.progress import Quiet, Reporter
-from luthier.recipe import Recipe
+from luthier.recipe import Recipe, SuiteUse
 from luthier.records import AuditReport, EvalReport
 from luthier.store import folder_hash
 
@@ -47,29 +53,84 @@ def evaluate(
     audit = AuditReport.read(prepared / "audit.json")
     conversations, notes = _test_side(recipe, prepared)
     metrics = [build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)]
-    check_rules(recipe.release.rules, [m.name for m in metrics], [c.tags for c in conversations])
-    tokenizer = load_tokenizer(base)
-    exam = Exam(recipe, tokenizer, conversations, probe_documents(recipe.evaluate.probe_documents), audit.labels)
+    encoder = Encoder(load_tokenizer(base))
+    suites, more = _suites(recipe, conversations, folder, chats=bool(getattr(encoder.tokenizer, "chat_template", None)))
+    check_names(metrics, suites)
+    check_rules(recipe.release.rules, metrics, suites, [c.tags for c in conversations])
+    test = Suite(TEST, labelled(conversations, audit.labels), metrics, scored=True, written=True)
+    exams = [_exam(suite, encoder, conversations, recipe) for suite in (test, *suites)]
     models = {
         "base": (base.fingerprint, lambda: load_model(base)),
         "tuned": (f"{base.fingerprint} {folder_hash(trained)}", lambda: load_merged(load_model(base), trained)),
     }
     taken = {}
     for name, (fingerprint, load) in models.items():
-        kept = answers / f"{exam.key(fingerprint)}.jsonl"
-        if kept.is_file():
-            report.say(f"{name}: answers known from an earlier run")
-        else:
-            write_atomically(kept, dump_answers(exam.take(Decoder(load()), name, report)))
+        write_atomically(out / f"{name}.jsonl", _answers(exams, fingerprint, load, name, answers, report))
         shown = Path(base.name).name if name == "base" else name
-        taken[name] = load_answers(shown, kept, recipe.evaluate.cluster_by)
-        shutil.copyfile(kept, out / f"{name}.jsonl")
+        taken[name] = load_answers(shown, out / f"{name}.jsonl", recipe.evaluate.cluster_by)
     result = compare_models(
-        taken["tuned"], taken["base"], metrics=metrics, recipe=recipe, task=audit.task, labels=audit.labels
+        taken["tuned"],
+        taken["base"],
+        metrics=metrics,
+        suites=suites,
+        recipe=recipe,
+        task=audit.task,
+        labels=audit.labels,
     )
-    result = result.model_copy(update={"notes": (*notes, *result.notes)})
+    result = result.model_copy(update={"notes": (*notes, *more, *result.notes)})
     result.write(out / "evaluation.json")
     return result
+
+
+def _suites(
+    recipe: Recipe, tests: Sequence[Conversation], folder: Path, *, chats: bool
+) -> tuple[list[Suite], list[str]]:
+    """The general probe and what the recipe asks besides, with a note on each suite that asks nothing here."""
+    suites, notes = [general(probe_documents(recipe.evaluate.probe_documents))], []
+    for use in recipe.evaluate.suites:
+        suite = _suite(use, tests, folder, recipe.seed)
+        if not suite.items:
+            notes.append(f"{use.name} is not measured: it changes none of the test questions")
+        elif suite.written and not chats:
+            notes.append(f"{use.name} is not measured: the base model has no chat template to ask by")
+        else:
+            suites.append(suite)
+    return suites, notes
+
+
+def _suite(use: SuiteUse, tests: Sequence[Conversation], folder: Path, seed: int) -> Suite:
+    if use.form in CHANGES:
+        return from_tests(use, tests, seed)
+    return from_task(use, folder, seed) if use.task else from_file(use, folder, seed)
+
+
+def _exam(suite: Suite, encoder: Encoder, tests: Sequence[Conversation], recipe: Recipe) -> Exam:
+    return Exam(
+        suite,
+        encoder,
+        tests=tests,
+        max_new_tokens=recipe.evaluate.max_new_tokens,
+        tokens_at_once=recipe.train.tokens_per_micro_batch,
+    )
+
+
+def _answers(
+    exams: Sequence[Exam], model: str, load: Callable[[], nn.Module], name: str, kept: Path, report: Reporter
+) -> bytes:
+    """What one model answers in every exam; the model is loaded only where an answer is not `kept` from before."""
+    decoder, found, known = None, [], 0
+    for exam in exams:
+        path = kept / f"{exam.key(model)}.jsonl"
+        if path.is_file():
+            known += 1
+        else:
+            decoder = decoder or Decoder(load())
+            write_atomically(path, dump_samples(exam.take(decoder, name, report), exam.suite.name))
+        found.append(path.read_bytes())
+    if known:
+        part = "" if known == len(exams) else f" to {known} of {len(exams)} sets of questions"
+        report.say(f"{name}: answers known from an earlier run{part}")
+    return b"".join(found)
 
 
 def _test_side(recipe: Recipe, prepared: Path) -> tuple[list[Conversation], list[str]]:
@@ -97,18 +158,36 @@ def compare_answers(
         load_answers(name, at / "tuned.jsonl", recipe.evaluate.cluster_by)
         for name, at in zip(names, (first, second), strict=True)
     ]
-    shared = {s.id for s in sides[0].samples} & {s.id for s in sides[1].samples}
-    if not shared:
+    baseline, tuned = _on_what_both_were_asked(*sides)
+    if not tuned.samples:
         raise RunError.of(
             "LU-U006", " and ".join(names), "share no test conversation", "compare runs on the same test data"
         )
-    baseline, tuned = (
-        replace(
-            side,
-            samples=sorted((s for s in side.samples if s.id in shared), key=lambda s: s.id),
-            general=sorted(side.general, key=lambda s: s.id),
-        )
-        for side in sides
+    uses = recipe.evaluate.suites
+    suites = [general([]), *(Suite(u.name, [], form_metrics(u.name, u.form), form=u.form) for u in uses)]
+    return compare_models(
+        tuned,
+        baseline,
+        metrics=[build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)],
+        suites=[suite for suite in suites if tuned.suites.get(suite.name)],
+        recipe=recipe,
+        task=audit.task,
+        labels=audit.labels,
     )
-    metrics = [build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)]
-    return compare_models(tuned, baseline, metrics=metrics, recipe=recipe, task=audit.task, labels=audit.labels)
+
+
+def _on_what_both_were_asked(first: Answers, second: Answers) -> list[Answers]:
+    """Both sides with the samples of each suite that the other has too, in one order."""
+
+    def shared(mine: Sequence[Sample], others: Sequence[Sample]) -> list[Sample]:
+        ids = {s.id for s in others}
+        return sorted((s for s in mine if s.id in ids), key=lambda s: s.id)
+
+    return [
+        Answers(
+            mine.name,
+            shared(mine.samples, other.samples),
+            {name: shared(samples, other.suites.get(name, [])) for name, samples in mine.suites.items()},
+        )
+        for mine, other in ((first, second), (second, first))
+    ]
