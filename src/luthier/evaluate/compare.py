@@ -20,7 +20,7 @@ from luthier.errors import EvaluationError, Problem, did_you_mean, printable
 from luthier.evaluate.labels import confusion
 from luthier.evaluate.metrics import perplexity
 from luthier.metric import Floats, Metric, Sample
-from luthier.recipe import Recipe, Rule
+from luthier.recipe import HUMAN_PREFERENCE, Recipe, Rule
 from luthier.records import Comparison, EvalReport, Judged, Task
 
 MIN_SLICE_SAMPLES = 5
@@ -128,7 +128,8 @@ def compare_models(
         notes=tuple(notes),
     )
     for rule in recipe.release.rules:
-        comparisons_for(rule, report)  # raises where a rule has nothing to be judged by
+        if rule.metric != HUMAN_PREFERENCE:
+            comparisons_for(rule, report)  # raises where a rule has nothing to be judged by
     return report
 
 
@@ -168,6 +169,8 @@ def check_rules(rules: Sequence[Rule], measured: Sequence[str], tags: Sequence[M
     problems = []
     for i, rule in enumerate(rules):
         at = f"release.rules.{i}"
+        if rule.metric == HUMAN_PREFERENCE:  # people's affair, after the models have run
+            continue
         if rule.metric not in (*measured, GENERAL):
             advice = did_you_mean(rule.metric, [*measured, GENERAL])
             problems.append(Problem("LU-E008", at, f"no metric measures '{rule.metric}'", advice))
@@ -193,8 +196,8 @@ def tag_text(value: Any) -> str:
 
 
 def _check_names(metrics: Sequence[Metric]) -> None:
-    names = [m.name for m in metrics]
-    if twice := sorted({name for name in (*names, GENERAL) if (*names, GENERAL).count(name) > 1}):
+    names = [*(m.name for m in metrics), GENERAL, HUMAN_PREFERENCE]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise EvaluationError.of("LU-E009", "evaluate.metrics", f"two metrics are called {', '.join(twice)}")
 
 
@@ -230,6 +233,7 @@ def _judged(metrics: Sequence[_Known], tuned: Sequence[Sample], baseline: Sequen
             tuned=ours.answer,
             tags=dict(ours.tags),
             scores={name: pairs[i] for name, pairs in scores.items()},
+            cluster=ours.cluster,
         )
         for i, (ours, theirs) in enumerate(zip(tuned, baseline, strict=True))
     )
