@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -224,8 +224,9 @@ def review(
     name: RunName,
     reviewer: Annotated[str | None, typer.Option(help="Who judges (else: me); with --export, whose votes.")] = None,
     summary: Annotated[bool, typer.Option("--summary", help="Print what the reviewers' votes say.")] = False,
-    export: Annotated[Path | None, typer.Option(help="Write the preferred answers as preference data.")] = None,
-    tag: Annotated[str | None, typer.Option(help="With --export: the answers with this tag instead.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Write what was judged as rows to learn from.")] = None,
+    shape: Annotated[str, typer.Option("--as", help="With --export: preferences, sft or marked.")] = "preferences",
+    tag: Annotated[str | None, typer.Option(help="With --as marked: the votes with this tag only.")] = None,
     host: Annotated[str, typer.Option(help="The address; another than this asks for a token.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="The port; else the first free from 8765 on.")] = None,
     token: Annotated[str | None, typer.Option(envvar="LUTHIER_REVIEW_TOKEN", help="What opens the page.")] = None,
@@ -235,19 +236,19 @@ def review(
     """Judge the answers of base and tuned model side by side, blind, on a page of this machine."""
     from luthier.store import find_run
     from luthier.web import agreement
-    from luthier.web.review import read_evaluation, reviewers
+    from luthier.web import export as exports
+    from luthier.web.review import read_evaluation
     from luthier.web.server import serve
 
     run = find_run(name, workspace)
-    if tag and not export:
-        raise typer.BadParameter("--tag goes with --export")
+    if shape not in get_args(exports.Shape):
+        raise typer.BadParameter(f"--as is one of {', '.join(get_args(exports.Shape))}")
+    if tag and not (export and shape == "marked"):
+        raise typer.BadParameter("--tag goes with --export and --as marked")
     if export:
-        report, names = read_evaluation(run), [reviewer] if reviewer else reviewers(run)
-        if tag:
-            counts = agreement.export_tagged(run, report, export, names, tag)
-        else:
-            counts = agreement.export_preferences(run, report, export, names)
-        print(json.dumps({"file": str(export), **counts}) if as_json else agreement.export_in_words(export, counts))
+        kind = cast("exports.Shape", shape)
+        counts = exports.export(run, read_evaluation(run), export, kind, reviewer=reviewer, tag=tag)
+        print(json.dumps({"file": str(export), **counts}) if as_json else exports.in_words(export, counts))
     elif summary:
         told = agreement.summarise(run, read_evaluation(run))
         print(told.model_dump_json() if as_json else "\n".join(agreement.in_words(told)))

@@ -15,8 +15,10 @@ from luthier.files import sha256_of
 from luthier.machine import versions
 from luthier.plugins import METRICS
 from luthier.prepare.sources import find_files
-from luthier.recipe import Recipe
+from luthier.recipe import HUMAN_PREFERENCE, Recipe
+from luthier.release.gate import rules_of
 from luthier.store import STAGES, folder_hash, stage_record
+from luthier.votes import votes_key
 
 
 def identity(recipe: Recipe, origin: Path) -> str:
@@ -56,7 +58,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
     evaluated = {
         **common,
         "evaluate": _dump(recipe.evaluate),
-        "rules": [_dump(r) for r in recipe.release.rules],
+        "rules": [_dump(r) for r in recipe.release.rules if r.metric != HUMAN_PREFERENCE],
         "slices": list(recipe.data.slices),
         "test.jsonl": made["test.jsonl"],
         "model": trained,
@@ -66,6 +68,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
     }
     if stage == "evaluate":
         return evaluated
+    reviewed = any(r.metric == HUMAN_PREFERENCE for r in rules_of(recipe.release))
     return {
         "release": _dump(recipe.release),
         "evaluation": made["evaluation.json"],
@@ -73,6 +76,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
         "training": made["train.json"],
         "recipe": _dump(recipe),
         "versions": versions(),
+        **({"votes": votes_key(run)} if reviewed else {}),
     }
 
 

@@ -11,7 +11,7 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,8 +23,8 @@ from luthier.errors import RunError
 from luthier.files import locked, sync_folder, write_atomically
 from luthier.machine import describe, peak_bytes
 from luthier.progress import Quiet, Reporter
-from luthier.recipe import Recipe, fingerprint
-from luthier.records import AuditReport, EvalReport, RunRecord, Verdict
+from luthier.recipe import HUMAN_PREFERENCE, Recipe, Rule, fingerprint
+from luthier.records import AuditReport, Comparison, EvalReport, RunRecord, Verdict
 from luthier.store import STAGES, artifacts_in, damaged, find_stage, link_stage, runs_in, stage_record
 from luthier.strict_yaml import parse_yaml
 
@@ -158,11 +158,10 @@ def _evaluate(work: _Work, out: Path) -> dict[str, Any]:
 def _release(work: _Work, out: Path) -> dict[str, Any]:
     from luthier.conversation import read_conversations
     from luthier.encode import Encoder
-    from luthier.evaluate.compare import comparisons_for
     from luthier.models import load_tokenizer
     from luthier.release import release
 
-    evaluation = EvalReport.read(work.folder / "evaluate" / "evaluation.json")
+    evaluation, comparisons = _to_judge_by(work)
     encoder = Encoder(load_tokenizer(work.base))
     tests = list(read_conversations(work.folder / "prepare" / "test.jsonl"))[:PARITY_PROMPTS]
     verdict = release(
@@ -170,11 +169,28 @@ def _release(work: _Work, out: Path) -> dict[str, Any]:
         work.folder,
         out,
         base=work.base,
-        comparisons=[(rule, comparisons_for(rule, evaluation)) for rule in work.recipe.release.rules],
+        evaluation=evaluation,
+        comparisons=comparisons,
         prompts=[encoder(c).ids for c in tests],
         environment=_environment(work),
     )
     return {"verdict": verdict.outcome}
+
+
+def _to_judge_by(work: _Work) -> tuple[EvalReport, Sequence[tuple[Rule, Mapping[str, Comparison]]]]:
+    """The evaluation, with people's votes where a rule asks for them, and what each rule is judged by."""
+    from luthier.evaluate.compare import comparisons_for
+    from luthier.release.gate import rules_of
+    from luthier.votes import with_votes
+
+    rules = rules_of(work.recipe.release)
+    evaluation = EvalReport.read(work.folder / "evaluate" / "evaluation.json")
+    if not any(rule.metric == HUMAN_PREFERENCE for rule in rules):
+        return evaluation, [(rule, comparisons_for(rule, evaluation)) for rule in rules]
+    reviewed, said = with_votes(evaluation, work.folder)
+    return reviewed, [
+        (rule, {"": said} if rule.metric == HUMAN_PREFERENCE else comparisons_for(rule, evaluation)) for rule in rules
+    ]
 
 
 _STAGES: dict[str, Callable[[_Work, Path], dict[str, Any]]] = {

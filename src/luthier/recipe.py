@@ -25,6 +25,8 @@ from luthier.strict_yaml import dump_yaml, parse_yaml
 from luthier.suites import SHIPPED, Form, metrics_of
 
 MAX_RECIPE_BYTES = 1 << 20
+HUMAN_PREFERENCE = "human_preference"
+"""The metric that people measure, in `luthier review`."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -240,9 +242,19 @@ class Rule(Section):
             raise ValueError("give by_points or by_relative, not both")
         return self
 
+    @model_validator(mode="after")
+    def _votes_are_judged_as_a_whole(self) -> Rule:
+        if self.metric == HUMAN_PREFERENCE and (self.by_relative or self.in_slices or self.where):
+            raise ValueError(f"{HUMAN_PREFERENCE} is judged by_points, over all samples that people judged")
+        return self
+
 
 class Release(Section):
     rules: Annotated[tuple[Rule, ...], Field(min_length=1, strict=False)]
+    """A rule on `human_preference` is judged by the votes of `luthier review`, and open until there are some."""
+    needs: Annotated[tuple[Literal["human_review"], ...], Field(strict=False)] = ()
+    """`human_review`: never pass unreviewed. Without a rule on `human_preference` of its own, it is the rule
+    {metric: human_preference, must: not_regress, by_points: 0.1}: shown to get more than 45 % of people's votes."""
     export: Annotated[tuple[Literal["merged"], ...], Field(strict=False)] = ()
     """The adapter is always exported; `merged` adds a model that plain transformers loads."""
 
@@ -351,7 +363,7 @@ def _check_plugins(recipe: Recipe, where: str, folder: Path) -> list[Problem]:
         found = f"two suites are called {', '.join(twice)}"
         problems.append(Problem("LU-R015", f"{where}: evaluate.suites", found, "give each a name of its own"))
     if recipe.evaluate.metrics and not problems:
-        measured = {metric_name(m) for m in recipe.evaluate.metrics} | {"general_perplexity"}
+        measured = {metric_name(m) for m in recipe.evaluate.metrics} | {"general_perplexity", HUMAN_PREFERENCE}
         measured |= {name for suite in recipe.evaluate.suites for name in suite.metrics}
         problems += [
             Problem(

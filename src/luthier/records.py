@@ -147,6 +147,8 @@ class Judged(Record):
     tags: dict[str, Any] = {}
     scores: dict[str, tuple[float | None, float | None]] = {}
     """Metric -> (baseline, tuned), each alone."""
+    cluster: str | None = None
+    """Samples that share it are not independent; None: this one shares with none."""
 
 
 class DiscoveredSlice(Record):

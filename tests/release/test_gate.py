@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import pytest
+from evidence import BEATS, UNDERPOWERED
 
 from luthier.recipe import Rule
 from luthier.records import Comparison, Outcome, RuleResult
+from luthier.release.card import model_card
 from luthier.release.gate import judge, judge_rule, limit, observed
+from luthier.release.report import found, headline, report_html
 
 E = 1e-9
 
@@ -173,3 +177,14 @@ def test_one_failure_fails_and_one_open_rule_leaves_it_open() -> None:
 def test_a_rule_is_judged_on_its_own_metric() -> None:
     with pytest.raises(AssertionError, match="a rule on rouge judged by bleu"):
         judge_rule(rule("beat_baseline"), seen(0, 1, metric="bleu"))
+
+
+def test_what_nobody_has_judged_is_open_and_told_as_it_is() -> None:
+    nothing = seen(-1, 1, value=0.5, n=0, n_clusters=0, trouble="no votes yet: luthier review RUN")
+    result = judge_rule(rule("not_regress", by_points=0.1), nothing)
+    assert (result.outcome, result.why) == ("UNDERPOWERED", "no votes yet: luthier review RUN")
+    assert observed(result) == "nothing to go by"
+    told = replace(UNDERPOWERED, verdict=judge((BEATS, result)))
+    assert headline(told).startswith("1 of 2 rules cannot be decided before people have judged the answers.")
+    assert len(found(told)) == 1, "nothing was found by a rule that had nothing to go by"
+    assert all("o votes yet: luthier review RUN" in page for page in (report_html(told), model_card(told)))

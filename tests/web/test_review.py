@@ -2,146 +2,40 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import shutil
 import signal
 import subprocess
 import sys
-import threading
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from reviewed import (
+    ask,
+    ballot,
+    done,
+    make_run,
+    report_of,
+    samples,
+    serving,
+    session_of,
+    vote_for,
+    votes_of,
+    write_report,
+)
 
-from luthier.conversation import Message, make_conversation, write_conversations
 from luthier.errors import RunError
-from luthier.records import Comparison, EvalReport, Judged, RunRecord
-from luthier.web.agreement import agreement, export_preferences, export_tagged, in_words, kappa, summarise
-from luthier.web.review import Ballot, Session, Tags, Vote, appending, pairs, read_votes, review_key, votes_file
-from luthier.web.server import MAX_BODY, ReviewServer, open_server, serve
+from luthier.records import EvalReport
+from luthier.votes import CHECK, Tags, Vote, read_votes, votes_file
+from luthier.web.agreement import agreement, in_words, kappa, summarise
+from luthier.web.review import pairs, review_key
+from luthier.web.server import MAX_BODY, open_server, serve
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 HOSTILE = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\">"
 TELLING = ("tuned", "baseline", "base", "model", "smollm")
-
-
-def samples(n: int) -> list[Judged]:
-    """Every fifth has equal answers."""
-    found = []
-    for i in range(n):
-        asked = make_conversation(
-            [Message(role="user", content=f"Question {i}?"), Message(role="assistant", content="Yes.")], f"rows:{i}"
-        )
-        texts = (f"first answer {i}", f"first answer {i}" if i % 5 == 4 else f"second answer {i}")
-        found.append(
-            Judged(
-                id=f"{asked.id} {asked.source}",
-                prompt=f"user: Question {i}?",
-                reference=f"The reference of {i}",
-                baseline=texts[0],
-                tuned=texts[1],
-            )
-        )
-    return found
-
-
-def make_run(folder: Path, judged: list[Judged]) -> Path:
-    (folder / "prepare").mkdir(parents=True)
-    (folder / "evaluate").mkdir()
-    (folder / "recipe.yaml").write_text("name: shop\n")
-    asked = [
-        make_conversation(
-            [Message(role="user", content=s.prompt.removeprefix("user: ")), Message(role="assistant", content="Yes.")],
-            s.id.split()[1],
-        )
-        for s in judged
-    ]
-    write_conversations(folder / "prepare" / "test.jsonl", asked)
-    write_report(folder, judged)
-    RunRecord(
-        stage="evaluate", key="k", inputs={}, started="", finished="", seconds=0.0, device="cpu", threads=1
-    ).write(folder / "evaluate" / "record.json")
-    return folder
-
-
-def write_report(folder: Path, judged: list[Judged]) -> EvalReport:
-    no_metrics: dict[str, Comparison] = {}
-    report = EvalReport(
-        model="tuned",
-        baseline="smollm2",
-        task="answer",
-        confidence=0.95,
-        n=len(judged),
-        n_clusters=len(judged),
-        cluster_by="family",
-        metrics=no_metrics,
-        samples=tuple(judged),
-    )
-    report.write(folder / "evaluate" / "evaluation.json")
-    return report
-
-
-def report_of(run: Path) -> EvalReport:
-    return EvalReport.read(run / "evaluate" / "evaluation.json")
-
-
-@contextmanager
-def session_of(run: Path, reviewer: str = "ann") -> Iterator[Session]:
-    path = votes_file(run, reviewer)
-    shown = pairs(report_of(run), review_key(run), reviewer)
-    with appending(path) as write:
-        yield Session(shown, read_votes(path), write)
-
-
-@contextmanager
-def serving(run: Path, reviewer: str = "ann", token: str | None = None) -> Iterator[ReviewServer]:
-    with session_of(run, reviewer) as session, open_server(session, port=0, token=token) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def ask(
-    server: ReviewServer, path: str, content: Any = None, method: str = "", **headers: str
-) -> tuple[int, bytes, dict[str, str]]:
-    """A request as the page makes it, with `headers` changed or, where None, left out."""
-    host = f"127.0.0.1:{server.server_port}"
-    body = None if content is None else content if isinstance(content, bytes) else json.dumps(content).encode()
-    own = {"Host": host} | ({} if body is None else {"Origin": f"http://{host}", "Content-Type": "application/json"})
-    sent = {k.replace("_", "-"): v for k, v in (own | headers).items() if v}
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
-    connection.putrequest(method or ("GET" if body is None else "POST"), path, skip_host=True)
-    for name, value in sent.items():
-        connection.putheader(name, value)
-    if body is not None and "Content-Length" not in sent and "Transfer-Encoding" not in sent:
-        connection.putheader("Content-Length", str(len(body)))
-    connection.endheaders(body if body is None or len(body) < MAX_BODY else b"")
-    reply = connection.getresponse()
-    found = (reply.status, reply.read(), {k: v for k, v in reply.getheaders() if k != "Date"})
-    connection.close()
-    return found
-
-
-def ballot(position: int, choice: str, **more: Any) -> dict[str, Any]:
-    return {"position": position, "choice": choice, "tags": {"left": [], "right": []}, "note": "", **more}
-
-
-def vote_for(session: Session, position: int, what: str) -> None:
-    """Prefer a model by name, or say tie or bad."""
-    pair = session.shown[position]
-    choice = what if what in ("tie", "bad") else "left" if pair.left == what else "right"
-    session.vote(Ballot.model_validate(ballot(position, choice)))
 
 
 @pytest.fixture
@@ -170,8 +64,9 @@ def test_swapped_models_are_shown_as_the_very_same_bytes(tmp_path: Path) -> None
     (second / "reviews" / ".key").write_text(key.hex())
     sent = everything_sent(first)
     assert sent == everything_sent(second)
-    left = [[v.left for v in read_votes(votes_file(at, "ann")).values()] for at in (first, second)]
-    assert all(a != b for a, b in zip(*left, strict=True)), "though it was the other model that stood left"
+    votes = [read_votes(votes_file(at, "ann")) for at in (first, second)]
+    samples_of = [[v.left for name, v in of.items() if not name.startswith(CHECK)] for of in votes]
+    assert all(a != b for a, b in zip(*samples_of, strict=True)), "though it was the other model that stood left"
     texts = b"".join(body for _, body, _ in sent).decode().lower() + str([h for *_, h in sent]).lower()
     page = texts.replace("base-uri", "").replace("answer", "")
     assert not [word for word in TELLING if word in page]
@@ -182,17 +77,18 @@ def test_places_are_balanced_and_differ_between_reviewers() -> None:
     judged = [s.model_copy(update={"id": f"{s.id}{k}"}) for k in range(10) for s in samples(200)]
     report = EvalReport.model_construct(samples=tuple(judged))
     ann, bob = (pairs(report, b"k" * 32, who) for who in ("ann", "bob"))
-    assert len(ann) == 1600 and [p.sample.id for p in ann] == [p.sample.id for p in bob]
+    assert len(ann) == 1600 + 159 and [p.sample.id for p in ann] == [p.sample.id for p in bob]
     for drawn in (ann, bob):
-        assert abs(sum(p.left == "tuned" for p in drawn) - 800) < 4 * 20  # four standard deviations
-    assert abs(sum(a.left == b.left for a, b in zip(ann, bob, strict=True)) - 800) < 80
+        assert abs(sum(p.left == "tuned" for p in drawn) - 880) < 4 * 21  # four standard deviations
+    assert abs(sum(a.left == b.left for a, b in zip(ann, bob, strict=True)) - 880) < 84
     neighbours = sum(a.left == b.left for a, b in pairwise(ann))
-    assert abs(neighbours - 800) < 80
+    assert abs(neighbours - 880) < 84
 
 
 def test_equal_answers_are_left_out_and_counted(run: Path) -> None:
     with session_of(run) as session:
-        assert len(session.shown) == 16 and all(p.sample.baseline != p.sample.tuned for p in session.shown)
+        assert all(p.sample.baseline != p.sample.tuned for p in session.shown)
+        assert sum(not p.sample.id.startswith(CHECK) for p in session.shown) == 16
     assert summarise(run, report_of(run)).n_equal == 4
 
 
@@ -200,7 +96,8 @@ def test_equal_answers_are_left_out_and_counted(run: Path) -> None:
 
 
 def test_votes_outlive_the_server(run: Path) -> None:
-    tagged = ballot(0, "right", tags={"left": ["wrong"], "right": []}, note="too short\nby half")
+    said = {"tags": {"left": ["wrong"], "right": []}, "note": "too short\nby half", "correction": "Yes, in red."}
+    tagged = ballot(0, "right", **said)
     with serving(run) as server:
         before = json.loads(ask(server, "/state")[1])
         assert json.loads(ask(server, "/vote", tagged)[1])["sample"]["position"] == 1
@@ -210,7 +107,7 @@ def test_votes_outlive_the_server(run: Path) -> None:
         assert (state["done"], state["sample"]["position"]) == (2, 2)
         ask(server, "/undo", {})
         undone = json.loads(ask(server, "/undo", {})[1])
-        assert undone["sample"] == before["sample"] | {"tags": tagged["tags"], "note": tagged["note"]}
+        assert undone["sample"] == before["sample"] | said
         assert json.loads(ask(server, "/undo", {})[1])["done"] == 0, "nothing left to take back"
     lines = votes_file(run, "ann").read_text().splitlines()
     assert [json.loads(line)["choice"] for line in lines] == ["right", "tie", "undone", "undone"]
@@ -288,13 +185,14 @@ def test_votes_on_answers_that_were_replaced_count_no_more(run: Path) -> None:
         (413, "/vote", b" " * (MAX_BODY + 1), {}),
         (413, "/vote", b"", {"Content_Length": "9" * 5000}),
         (400, "/vote", b"[" * 20_000, {}),
-        (400, "/vote", ballot(16, "left"), {}),
+        (400, "/vote", ballot(17, "left"), {}),
+        (400, "/vote", ballot(0, "left", correction="x" * 10_001), {}),
         (400, "/vote", ballot(-1, "left"), {}),
         (400, "/vote", ballot(0, "undone"), {}),
         (400, "/vote", ballot(0, "left", sample="x"), {}),
         (400, "/vote", ballot(0, "left", note="x" * 2001), {}),
         (400, "/vote", ballot(0, "left", tags={"left": ["rude"], "right": []}), {}),
-        (404, "/reference?position=16", None, {}),
+        (404, "/reference?position=17", None, {}),
         (400, "/reference?position=x", None, {}),
         (404, "/../review.py", None, {}),
         (404, "/undo/x", {}, {}),
@@ -350,7 +248,7 @@ def test_the_command_serves_until_it_is_interrupted(run: Path) -> None:
         assert process.stdout is not None
         url = json.loads(process.stdout.readline())["url"]
         with urllib.request.urlopen(f"{url}state", timeout=30) as reply:
-            assert json.load(reply)["total"] == 16
+            assert json.load(reply)["total"] == 17
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in told
@@ -368,12 +266,6 @@ def test_runs_that_cannot_be_reviewed(run: Path) -> None:
 # -- what the votes say ----------------------------------------------------------------------------------
 
 
-def votes_of(run: Path, reviewer: str, words: list[str]) -> None:
-    with session_of(run, reviewer) as session:
-        for i, word in enumerate(words):
-            vote_for(session, i, word)
-
-
 def test_the_summary_by_hand(run: Path) -> None:
     votes_of(run, "ann", ["tuned"] * 6 + ["baseline"] + ["tie"] * 2 + ["bad"])
     summary = summarise(run, report_of(run))
@@ -387,6 +279,20 @@ def test_the_summary_by_hand(run: Path) -> None:
     assert (ann.low, ann.high) == pytest.approx((centre - half, centre + half), abs=1e-6)
     told = "\n".join(in_words(summary))
     assert "ann: 10 of 16 judged" in told and "tuned better 6, base better 1, ties 2, both bad 1" in told
+
+
+def test_the_summary_says_what_rules_go_by_and_whose_votes_do_not_count(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "shop-2", samples(40))
+    votes_of(run, "ann", ["tuned"] * 24 + ["baseline"] * 8)
+    votes_of(run, "eve", ["baseline"] * 32, checks="tie")
+    summary = summarise(run, report_of(run))
+    ann, eve = summary.reviewers
+    assert (ann.n_checks, ann.n_wrong_checks, ann.attentive) == (3, 0, True)
+    assert (eve.n_checks, eve.n_wrong_checks, eve.attentive) == (3, 3, False)
+    assert (summary.human_preference.value, summary.human_preference.n) == (24 / 32, 32)
+    told = "\n".join(in_words(summary))
+    assert "wrong on 3 of 3 attention checks: not in human_preference" in told
+    assert "human_preference: 0.750 of the votes on 32 samples" in told
 
 
 def test_agreement_by_hand(run: Path) -> None:
@@ -422,62 +328,7 @@ def test_agreement_that_has_no_value_is_none() -> None:
     assert agreement(("a", "b"), same("left", 5), {}, 0.95).kappa is None
 
 
-def test_export(run: Path, tmp_path: Path) -> None:
-    votes_of(run, "ann", ["tuned", "baseline", "tie", "tuned"])
-    votes_of(run, "bob", ["tuned", "tie", "bad", "baseline"])
-    out = tmp_path / "preferences.jsonl"
-    counts = export_preferences(run, report_of(run), out, ["ann", "bob"])
-    assert counts == {"rows": 2, "ties": 1, "opposed": 1}
-    by_id = {s.id: s for s in report_of(run).samples}
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert sorted(row["votes"] for row in rows) == [1, 2]
-    for row in rows:
-        sample = by_id[row["sample"]]
-        better, worse = (sample.tuned, sample.baseline) if row["votes"] == 2 else (sample.baseline, sample.tuned)
-        assert row["prompt"] == [{"role": "user", "content": sample.prompt.removeprefix("user: ")}]
-        assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == (better, worse)
-    with pytest.raises(RunError, match=r"LU-U017 .*\n.*did you mean 'ann'"):
-        export_preferences(run, report_of(run), out, ["anne"])
-
-
-def test_export_by_tag(run: Path, tmp_path: Path) -> None:
-    with session_of(run) as session:
-        session.vote(Ballot(position=0, choice="tie", tags=Tags(left=("wrong",), right=("off-tone",)), note="hm"))
-        pair = session.shown[0]
-    out = tmp_path / "wrong.jsonl"
-    assert export_tagged(run, report_of(run), out, ["ann"], "wrong") == {"rows": 1}
-    row = json.loads(out.read_text())
-    assert (row["answer"], row["model"], row["note"]) == (pair.text("left"), pair.left, "hm")
-    assert summarise(run, report_of(run)).reviewers[0].tags[pair.left] == {"wrong": 1}
-    with pytest.raises(RunError, match="LU-U015"):
-        export_tagged(run, report_of(run), out, ["ann"], "wrnog")
-
-
 # -- in a browser ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if BROWSER is None:
-        pytest.skip("no chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    opened = browser.new_page(viewport={"width": 1200, "height": 900})
-    opened.set_default_timeout(10_000)
-    yield opened
-    opened.close()
-
-
-def done(page: Any, n: int, of: int = 16) -> None:
-    page.wait_for_function("text => document.getElementById('count').textContent === text", arg=f"{n} of {of} judged")
 
 
 def test_by_keyboard(page: Any, run: Path) -> None:
@@ -507,6 +358,9 @@ def test_by_keyboard(page: Any, run: Path) -> None:
         page.keyboard.press("n")
         page.keyboard.type("1 u b: only a note")
         page.keyboard.press("Escape")
+        page.keyboard.press("c")
+        page.keyboard.type("2 b: what it should say ")
+        page.keyboard.press("Escape")
         assert page.locator("#reference").is_hidden() and "The reference" not in page.content()
         page.keyboard.press("r")
         page.locator("#reference").wait_for(state="visible")
@@ -516,6 +370,7 @@ def test_by_keyboard(page: Any, run: Path) -> None:
     votes = list(read_votes(votes_file(run, "ann")).values())
     assert [v.choice for v in votes] == [*list(keys.values())[:-1], "left"]
     assert votes[-1].tags == Tags(left=("wrong",), right=("off-tone",)) and votes[-1].note == "1 u b: only a note"
+    assert votes[-1].correction == "2 b: what it should say" and not votes[0].correction
     assert said == []
 
 
@@ -523,10 +378,10 @@ def test_by_mouse_to_the_end_and_over_a_restart(page: Any, run: Path) -> None:
     for half in (0, 8):
         with serving(run) as server:
             page.goto(server.url)
-            for i in range(half, half + 8):
+            for i in range(half, half + 8 + half // 8):
                 done(page, i)
                 page.locator('[data-choice="left"]').click()
-            done(page, half + 8)
+            done(page, half + 8 + half // 8)
     assert page.locator("#over").is_visible() and page.locator("#work").is_hidden()
 
 

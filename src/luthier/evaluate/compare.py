@@ -20,7 +20,7 @@ from luthier.errors import EvaluationError, Problem, did_you_mean, printable
 from luthier.evaluate.labels import confusion
 from luthier.evaluate.suite import Suite
 from luthier.metric import Floats, Metric, Sample
-from luthier.recipe import Recipe, Rule
+from luthier.recipe import HUMAN_PREFERENCE, Recipe, Rule
 from luthier.records import Comparison, EvalReport, Judged, SuiteReport, Task
 from luthier.suites import FORMS
 
@@ -135,7 +135,8 @@ def compare_models(
         notes=tuple(notes),
     )
     for rule in recipe.release.rules:
-        comparisons_for(rule, report)  # raises where a rule has nothing to be judged by
+        if rule.metric != HUMAN_PREFERENCE:
+            comparisons_for(rule, report)  # raises where a rule has nothing to be judged by
     return report
 
 
@@ -179,6 +180,8 @@ def check_rules(
     measured = [*(metric.name for metric in metrics), *suite_of]
     for i, rule in enumerate(rules):
         at = f"release.rules.{i}"
+        if rule.metric == HUMAN_PREFERENCE:  # people's affair, after the models have run
+            continue
         if rule.metric not in measured:
             advice = did_you_mean(rule.metric, measured)
             problems.append(Problem("LU-E008", at, f"no metric measures '{rule.metric}'", advice))
@@ -212,7 +215,7 @@ def _told(suite: Suite, applied: Mapping[str, _Known], n: int) -> SuiteReport:
 
 def check_names(metrics: Sequence[Metric], suites: Sequence[Suite]) -> None:
     """Raises EvaluationError LU-E009 where two metrics share a name."""
-    names = [m.name for m in (*metrics, *(m for suite in suites for m in suite.metrics))]
+    names = [HUMAN_PREFERENCE, *(m.name for m in (*metrics, *(m for suite in suites for m in suite.metrics)))]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise EvaluationError.of("LU-E009", "evaluate.metrics", f"two metrics are called {', '.join(twice)}")
 
@@ -249,6 +252,7 @@ def _judged(metrics: Sequence[_Known], tuned: Sequence[Sample], baseline: Sequen
             tuned=ours.answer,
             tags=dict(ours.tags),
             scores={name: pairs[i] for name, pairs in scores.items()},
+            cluster=ours.cluster,
         )
         for i, (ours, theirs) in enumerate(zip(tuned, baseline, strict=True))
     )

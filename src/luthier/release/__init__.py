@@ -27,14 +27,15 @@ def release(
     out: Path,
     *,
     base: Base,
+    evaluation: EvalReport,
     comparisons: Sequence[tuple[Rule, Mapping[str, Comparison]]],
     prompts: Sequence[list[int]],
     environment: Mapping[str, str],
 ) -> Verdict:
     """Judge the run by its recipe's rules and write everything that leaves the house into `out`.
 
-    `comparisons` holds for each rule the places where it must hold. The files: `report.html`,
-    `report.json`, `MODEL_CARD.md`, `verdict.json`, `model/` (the adapter, or the whole model) and what
+    `evaluation` is what is reported; `comparisons` holds for each rule the places where it must hold. The files:
+    `report.html`, `report.json`, `MODEL_CARD.md`, `verdict.json`, `model/` (the adapter, or the whole model) and what
     `release.export` asks for. Raises Stopped LU-S010 if an export does not behave as the original.
     """
     from luthier.release.export import export  # loads torch, which the pages of a finished run do not need
@@ -50,7 +51,7 @@ def release(
         recipe=recipe,
         audit=AuditReport.read(run / "prepare" / "audit.json"),
         training=TrainReport.read(run / "train" / "train.json"),
-        evaluation=EvalReport.read(run / "evaluate" / "evaluation.json"),
+        evaluation=evaluation,
         verdict=verdict,
         environment={**environment, **parity_text},
         artifacts={f"release/{a.path}": a.sha256 for a in artifacts_in(out)},

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from luthier.recipe import Recipe
+from luthier.recipe import HUMAN_PREFERENCE, Recipe
 from luthier.records import AuditReport, Comparison, EvalReport, Judged, TrainReport, Verdict
 from luthier.release.wording import p_value
 from luthier.stats import holm
@@ -106,7 +106,10 @@ def not_measured(evidence: Evidence) -> list[str]:
     evaluation = evidence.evaluation
     gaps = [
         "Safety: nobody tested for harmful, biased or private content in the answers.",
-        "Truth: answers were compared with references by program; no person has judged them.",
+        "Truth: answers were compared with references by program; "
+        + (
+            "people said which they prefer." if HUMAN_PREFERENCE in evaluation.metrics else "no person has judged them."
+        ),
         (
             f"Other seeds: this is one training run (seed {evidence.recipe.seed}). The intervals cover the choice "
             "of test samples, not the luck of training."

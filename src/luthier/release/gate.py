@@ -10,8 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from luthier.recipe import Rule
+from luthier.recipe import HUMAN_PREFERENCE, Release, Rule
 from luthier.records import Comparison, Outcome, RuleResult, Verdict
+
+HUMAN_REVIEW = Rule(metric=HUMAN_PREFERENCE, must="not_regress", by_points=0.1)
+"""What `needs: [human_review]` asks where no rule says it."""
+
+
+def rules_of(release: Release) -> tuple[Rule, ...]:
+    """The rules by which a run is judged: those of the recipe, and what it needs besides."""
+    said = any(rule.metric == HUMAN_PREFERENCE for rule in release.rules)
+    return release.rules if said or "human_review" not in release.needs else (*release.rules, HUMAN_REVIEW)
 
 
 def judge(results: Sequence[RuleResult]) -> Verdict:
@@ -52,6 +61,8 @@ def limit(must: str, margin: float) -> float:
 def observed(result: RuleResult) -> str:
     """What was measured, in one line for a terminal; `result.why` goes on from it."""
     seen = result.comparison
+    if not seen.n:
+        return "nothing to go by"
     return (
         f"{_number(seen.value)} against {_number(seen.baseline)}, a {'gain' if seen.delta >= 0 else 'loss'} of "
         f"{_number(abs(seen.delta))} (signed so that more is better, between {_signed(seen.low)} and "
@@ -85,7 +96,7 @@ def _in_words(rule: Rule, place: str) -> str:
 
 def _reason(rule: Rule, seen: Comparison, required: float, outcome: Outcome) -> str:
     if seen.trouble is not None:
-        return f"the interval cannot be relied on: {seen.trouble}"
+        return f"the interval cannot be relied on: {seen.trouble}" if seen.n else seen.trouble
     if seen.low == seen.high == 0:
         return _reason_identical(seen, outcome)
     if outcome == "PASS":

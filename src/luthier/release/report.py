@@ -115,12 +115,14 @@ def headline(evidence: Evidence) -> str:
         also = f", and {undecided} cannot be decided" if undecided else ""
         return f"{which} not hold{also}. The tuned model should not be released."
     which = "The one rule" if len(rules) == 1 else f"{undecided} of {total}"
-    return f"{which} cannot be decided with this test set. That is neither a pass nor a fail."
+    by_what = "with this test set" if all(r.comparison.n for r in rules) else "before people have judged the answers"
+    return f"{which} cannot be decided {by_what}. That is neither a pass nor a fail."
 
 
 def found(evidence: Evidence, most: int = 3) -> list[str]:
     """The change behind the rules that matter most: those that do not hold first."""
-    ordered = sorted(evidence.verdict.rules, key=lambda r: ("FAIL", "UNDERPOWERED", "PASS").index(r.outcome))
+    measured = [r for r in evidence.verdict.rules if r.comparison.n]
+    ordered = sorted(measured, key=lambda r: ("FAIL", "UNDERPOWERED", "PASS").index(r.outcome))
     share = wording.confidence(evidence.evaluation)
     told = [(rule.rule, wording.told(rule.comparison)) for rule in ordered[:most]]
     return [f"{rule}: {t.change}, from {t.baseline} to {t.tuned}; {share} interval {t.interval}." for rule, t in told]

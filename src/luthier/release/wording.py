@@ -44,6 +44,7 @@ MEANING = {
     "rouge1": "Single words shared with the reference.",
     "rouge2": "Pairs of neighbouring words shared with the reference.",
     "rougel": "Longest sequence of words, gaps allowed, shared with the reference.",
+    "humanpreference": "Share of reviewers' votes for the model, blind; a half for a tie. Of the samples they judged.",
     "generalperplexity": "Surprise at general text that has nothing to do with the task. A rise is forgetting.",
 }
 

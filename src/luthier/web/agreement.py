@@ -2,31 +2,26 @@
 
 Only votes on the answers that `evaluation.json` holds now count; others are counted as outdated. A tie and "both bad"
 are each half a win for either model in the win rate, and take no part in the sign test, as is usual for it. Samples
-count as independent. It knows nothing of how votes were taken.
+count as independent in what is said of one reviewer, not in `human_preference`, which is what rules go by. It knows
+nothing of how votes were taken.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.conversation import read_conversations
-from luthier.errors import RunError, did_you_mean, printable
-from luthier.files import write_atomically
-from luthier.records import EvalReport, Judged, Record
+from luthier.records import Comparison, EvalReport, Record
 from luthier.stats import mcnemar_exact, wilson
-from luthier.web.review import Model, Tag, Vote, differing, digest, other, read_votes, reviewers, votes_file
+from luthier.votes import MODELS, Cast, Model, Vote, casts, differing, with_votes
 
 DRAWS = 10_000
 SEED = 0
-MODELS: tuple[Model, ...] = ("tuned", "baseline")
 
 
 class ReviewerResult(Record):
@@ -48,6 +43,11 @@ class ReviewerResult(Record):
     preferred_left: int
     """Of wins and losses, how often the left answer was preferred: far from a half, the place decided."""
     tags: dict[Model, dict[str, int]]
+    n_checks: int
+    n_wrong_checks: int
+    """Attention checks judged, and those on which the reference was not preferred."""
+    attentive: bool
+    """False: so many wrong checks that the votes do not count in `human_preference`."""
     n_outdated: int
     """Votes on answers that a later evaluation replaced: in none of these numbers."""
 
@@ -77,35 +77,28 @@ class ReviewSummary(Record):
     """Independent groups among the samples."""
     reviewers: tuple[ReviewerResult, ...]
     agreement: tuple[AgreementResult, ...]
+    human_preference: Comparison
+    """All attentive reviewers together, as a rule on it is judged; without a vote that counts, n is 0."""
 
 
 def summarise(run: Path, report: EvalReport) -> ReviewSummary:
     """All reviewers of a run, and every pair of them. Raises RunError LU-U010 for a damaged file of votes."""
-    votes, outdated = current_votes(run, report)
-    both = combinations(votes, 2)
+    found = casts(run, report)
+    votes = {name: cast.votes for name, cast in found.items()}
     return ReviewSummary(
         run=run.name,
         confidence=report.confidence,
         n_samples=len(report.samples),
         n_equal=len(report.samples) - len(differing(report)),
         n_clusters=report.n_clusters,
-        reviewers=tuple(_result(name, votes[name], outdated[name], report.confidence) for name in votes),
-        agreement=tuple(agreement((a, b), votes[a], votes[b], report.confidence) for a, b in both),
+        reviewers=tuple(_result(name, cast, report.confidence) for name, cast in found.items()),
+        agreement=tuple(agreement((a, b), votes[a], votes[b], report.confidence) for a, b in combinations(votes, 2)),
+        human_preference=with_votes(report, run)[1],
     )
 
 
-def current_votes(run: Path, report: EvalReport) -> tuple[dict[str, dict[str, Vote]], dict[str, int]]:
-    """Reviewer -> sample -> vote on the answers of `report`; and reviewer -> how many votes were on others."""
-    now = {s.id: digest(s) for s in differing(report)}
-    votes, outdated = {}, {}
-    for name in reviewers(run):
-        standing = read_votes(votes_file(run, name))
-        votes[name] = {k: v for k, v in standing.items() if now.get(k) == v.judged}
-        outdated[name] = len(standing) - len(votes[name])
-    return votes, outdated
-
-
-def _result(name: str, votes: Mapping[str, Vote], outdated: int, confidence: float) -> ReviewerResult:
+def _result(name: str, cast: Cast, confidence: float) -> ReviewerResult:
+    votes = cast.votes
     better, n = Counter(v.better for v in votes.values()), len(votes)
     wins, losses = better["tuned"], better["baseline"]
     half_split = wins + better[None] / 2
@@ -125,7 +118,10 @@ def _result(name: str, votes: Mapping[str, Vote], outdated: int, confidence: flo
         p=mcnemar_exact(wins, losses),
         preferred_left=sum(v.choice == "left" for v in votes.values()),
         tags={m: dict(sorted(tags[m].items())) for m in MODELS},
-        n_outdated=outdated,
+        n_checks=cast.n_checks,
+        n_wrong_checks=cast.n_wrong,
+        attentive=cast.attentive,
+        n_outdated=cast.n_outdated,
     )
 
 
@@ -189,6 +185,8 @@ def in_words(summary: ReviewSummary) -> list[str]:
         lines += ["", f"{r.reviewer}: {r.n} of {to_judge} judged"]
         if r.n_outdated:
             lines.append(f"  {r.n_outdated} more on answers that a later evaluation replaced: not counted")
+        if not r.attentive:
+            lines.append(f"  wrong on {r.n_wrong_checks} of {r.n_checks} attention checks: not in human_preference")
         if r.win_rate is None or r.low is None or r.high is None:
             continue
         lines += [
@@ -200,11 +198,18 @@ def in_words(summary: ReviewSummary) -> list[str]:
             *(f"  {_said(model)} tagged: {_counts(r.tags[model])}" for model in MODELS if r.tags[model]),
         ]
     lines += [line for pair in summary.agreement for line in ("", _agreement_line(pair, share))]
+    if (c := summary.human_preference).n:
+        lines += [
+            "",
+            f"human_preference: {c.value:.3f} of the votes on {c.n} samples for the tuned model; the difference "
+            f"to the base is {c.delta:+.3f}, {share} interval {c.low:+.3f} to {c.high:+.3f} over {c.n_clusters} "
+            "independent groups" + (f" (not to be relied on: {c.trouble})" if c.trouble else ""),
+        ]
     if summary.n_clusters < summary.n_samples:
         independent = f"{summary.n_clusters} independent groups"
         lines += [
             "",
-            f"note: the {summary.n_samples} samples are {independent}; these intervals take all as independent",
+            f"note: the {summary.n_samples} samples are {independent}; only human_preference takes that into account",
         ]
     return lines if summary.reviewers else [*lines, "nobody has voted yet"]
 
@@ -226,99 +231,3 @@ def _said(model: str) -> str:
 
 def _counts(tags: Mapping[str, int]) -> str:
     return ", ".join(f"{tag} {n}" for tag, n in tags.items())
-
-
-# -- export ----------------------------------------------------------------------------------------------
-
-
-def export_preferences(run: Path, report: EvalReport, path: Path, names: Sequence[str]) -> dict[str, int]:
-    """Write one row `prompt`, `chosen`, `rejected` (lists of messages) for each sample with a preference.
-
-    The votes of the reviewers `names` are added up. Returns how many rows were written, and how many samples were left
-    out because the votes were ties, or opposed and equally many.
-    Raises RunError LU-U014 where the run's conversations are not those that were judged, LU-U017 for a name without
-    votes.
-    """
-    votes, prompts = _votes_of(run, report, names), _prompts(run)
-    rows, counts = [], Counter(rows=0, ties=0, opposed=0)
-    for sample in report.samples:
-        said = [votes[name][sample.id].better for name in names if sample.id in votes[name]]
-        net = said.count("tuned") - said.count("baseline")
-        if not said:
-            continue
-        counts["rows" if net else "opposed" if any(said) else "ties"] += 1
-        if net:
-            chosen: Model = "tuned" if net > 0 else "baseline"
-            texts = {"chosen": _text(sample, chosen), "rejected": _text(sample, other(chosen))}
-            answers = {k: [{"role": "assistant", "content": text}] for k, text in texts.items()}
-            rows.append({"prompt": _prompt(prompts, sample), **answers, "sample": sample.id, "votes": abs(net)})
-    _write_rows(path, rows)
-    return dict(counts)
-
-
-def export_tagged(run: Path, report: EvalReport, path: Path, names: Sequence[str], tag: str) -> dict[str, int]:
-    """Write one row for each answer that one of the reviewers `names` tagged `tag`; returns how many.
-
-    Raises RunError LU-U014 and LU-U017 as above, LU-U015 for a tag that there is not.
-    """
-    if tag not in get_args(Tag):
-        raise RunError.of("LU-U015", "--tag", f"'{printable(tag)}' is no tag", did_you_mean(tag, get_args(Tag)))
-    votes, prompts = _votes_of(run, report, names), _prompts(run)
-    rows = [
-        {
-            "prompt": _prompt(prompts, sample),
-            "answer": _text(sample, model),
-            "model": model,
-            "reference": sample.reference,
-            "tags": list(vote.tags_of(model)),
-            "note": vote.note,
-            "reviewer": name,
-            "sample": sample.id,
-        }
-        for sample in report.samples
-        for name in names
-        if (vote := votes[name].get(sample.id))
-        for model in MODELS
-        if tag in vote.tags_of(model)
-    ]
-    _write_rows(path, rows)
-    return {"rows": len(rows)}
-
-
-def export_in_words(path: Path, counts: Mapping[str, int]) -> str:
-    left_out = {"ties": "ties", "opposed": "on which reviewers are opposed"}
-    also = ", ".join(f"{counts[k]} {words}" for k, words in left_out.items() if k in counts)
-    rows = f"{path}: {counts['rows']} rows" + (f"; left out: {also}" if also else "")
-    return f"{rows}\nthey are of the test side: a model that learns from them must be tested on others"
-
-
-def _votes_of(run: Path, report: EvalReport, names: Sequence[str]) -> dict[str, dict[str, Vote]]:
-    """Raises RunError LU-U017 for a name that has not voted."""
-    votes, _ = current_votes(run, report)
-    for name in names:
-        if name not in votes:
-            raise RunError.of("LU-U017", "--reviewer", f"'{printable(name)}' has not voted", did_you_mean(name, votes))
-    return {name: votes[name] for name in names}
-
-
-def _prompts(run: Path) -> dict[str, list[dict[str, str]]]:
-    """Sample -> the messages before the answer, with the system text that `Judged.prompt` leaves out."""
-    return {
-        f"{c.id} {c.source}": [{"role": m.role, "content": m.content} for m in c.prompt]
-        for c in read_conversations(run / "prepare" / "test.jsonl")
-    }
-
-
-def _prompt(prompts: Mapping[str, list[dict[str, str]]], sample: Judged) -> list[dict[str, str]]:
-    if sample.id not in prompts:
-        found = f"sample {printable(sample.id)} is not in the run's test side"
-        raise RunError.of("LU-U014", "prepare/test.jsonl", found, "finish the run: luthier evaluate RUN")
-    return prompts[sample.id]
-
-
-def _text(sample: Judged, model: Model) -> str:
-    return sample.tuned if model == "tuned" else sample.baseline
-
-
-def _write_rows(path: Path, rows: Iterable[object]) -> None:
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())

@@ -1,52 +1,44 @@
-"""Blind pairs and votes: what a reviewer sees of two models' answers, and what is kept of their judgement.
+"""Blind pairs: what a reviewer sees of two models' answers, and how their votes get to the disk.
 
 Blind by construction: what is shown of a sample is a function of the *unordered* pair of answers. Of the two, the one
 with the smaller keyed hash (of reviewer, sample and text) stands left, so the two models could change places in
 `evaluation.json` and a reviewer would be shown the same bytes. The key lies in the run's folder and never leaves it.
 
-Every vote is a line of `reviews/NAME.jsonl`, on disk before it is confirmed. The latest line of a sample counts; taking
-a vote back is a line too. A vote names a hash of what was judged: where a later evaluation gave other answers, it
-counts no more, and the summary says how many do so. This module knows nothing of HTTP and of statistics.
+In between stand attention checks: a sample's reference against that of another sample. They look like all others.
+
+Every vote is a line of `reviews/NAME.jsonl`, on disk before it is confirmed. What the lines mean is `votes`' affair;
+this module knows nothing of HTTP and of statistics.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import hmac
 import json
 import os
-import re
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, StringConstraints
 
 from luthier.errors import RunError
 from luthier.files import locked, sync_folder, write_atomically
 from luthier.records import EvalReport, Judged, Record
 from luthier.store import stage_record
+from luthier.votes import Model, Tags, Vote, check_on, digest, other
 
-Model = Literal["baseline", "tuned"]
 Place = Literal["left", "right"]
 Choice = Literal["left", "right", "tie", "bad"]
-Tag = Literal["wrong", "unsafe", "biased", "off-tone"]
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LONGEST_NOTE = 2000
 """Characters."""
-
-
-class Tags(Record):
-    """What is wrong with each answer."""
-
-    left: tuple[Tag, ...] = Field(default=(), max_length=4)
-    right: tuple[Tag, ...] = Field(default=(), max_length=4)
+LONGEST_CORRECTION = 10_000
+SAMPLES_PER_CHECK = 10
 
 
 class Ballot(Record):
@@ -56,33 +48,7 @@ class Ballot(Record):
     choice: Choice
     tags: Tags = Tags()
     note: str = Field(default="", max_length=LONGEST_NOTE)
-
-
-class Vote(Record):
-    """One line of a reviewer's file."""
-
-    sample: str
-    judged: str
-    """Hash of the prompt and the two answers."""
-    left: Model
-    """Which model's answer stood left."""
-    choice: Literal["left", "right", "tie", "bad", "undone"]
-    tags: Tags = Tags()
-    note: str = ""
-    time: str
-    """UTC, ISO 8601."""
-
-    @property
-    def better(self) -> Model | None:
-        """The model preferred; None for a tie, and where both answers are bad."""
-        return self.model(self.choice) if self.choice in ("left", "right") else None
-
-    def model(self, place: str) -> Model:
-        """Whose answer stood at `place`, left or right."""
-        return self.left if place == "left" else other(self.left)
-
-    def tags_of(self, model: Model) -> tuple[Tag, ...]:
-        return self.tags.left if self.left == model else self.tags.right
+    correction: Annotated[str, StringConstraints(strip_whitespace=True, max_length=LONGEST_CORRECTION)] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +64,6 @@ class Pair:
         return self.sample.baseline if model == "baseline" else self.sample.tuned
 
 
-def other(model: Model) -> Model:
-    return "tuned" if model == "baseline" else "baseline"
-
-
 # -- what is shown ---------------------------------------------------------------------------------------
 
 
@@ -112,24 +74,24 @@ def read_evaluation(run: Path) -> EvalReport:
     return EvalReport.read(run / "evaluate" / "evaluation.json")
 
 
-def differing(report: EvalReport) -> list[Judged]:
-    """The samples on which there is something to judge: two equal answers need no reviewer."""
-    return [s for s in report.samples if s.baseline != s.tuned]
-
-
 def pairs(report: EvalReport, key: bytes, reviewer: str) -> list[Pair]:
-    """What `reviewer` is shown, in order.
+    """What `reviewer` is shown, in order, with an attention check among every ten samples but the first ten.
 
     The order is drawn, and the same for all reviewers: who stops early has judged a random part of the samples, and two
     who stop early have judged the same part. The places are drawn for each reviewer.
     """
-    ordered = sorted(differing(report), key=lambda s: _drawn(key, "order", s.id))
-    return [Pair(s, digest(s), _left(s, key, reviewer)) for s in ordered]
-
-
-def digest(sample: Judged) -> str:
-    content = json.dumps([sample.prompt, sample.baseline, sample.tuned]).encode()
-    return hashlib.sha256(content).hexdigest()[:16]
+    samples = report.samples
+    asked = [i for i, s in enumerate(samples) if s.baseline != s.tuned]
+    asked.sort(key=lambda i: _drawn(key, "order", samples[i].id))
+    shown: list[Judged] = []
+    for start in range(0, len(asked), SAMPLES_PER_CHECK):
+        block = [samples[i] for i in asked[start : start + SAMPLES_PER_CHECK]]
+        # On a sample that was judged before: who has seen its reference could not judge it blindly any more.
+        check = check_on(samples, asked[start - SAMPLES_PER_CHECK]) if start else None
+        if check:
+            block.insert(int.from_bytes(_drawn(key, "check", check.id)) % (len(block) + 1), check)
+        shown += block
+    return [Pair(s, digest(s), _left(s, key, reviewer)) for s in shown]
 
 
 def _left(sample: Judged, key: bytes, reviewer: str) -> Model:
@@ -151,39 +113,6 @@ def review_key(run: Path) -> bytes:
 
 
 # -- votes on disk ---------------------------------------------------------------------------------------
-
-
-def reviewers(run: Path) -> list[str]:
-    """Who has voted, by name."""
-    return sorted(path.stem for path in (run / "reviews").glob("*.jsonl"))
-
-
-def votes_file(run: Path, reviewer: str) -> Path:
-    """Raises RunError LU-U009 for a name that is no file's."""
-    if not NAME.fullmatch(reviewer):
-        advice = "letters, digits, dots, dashes and underscores, at most 64, a letter or digit first"
-        raise RunError.of("LU-U009", "--reviewer", f"'{reviewer}' is no name of a reviewer", advice)
-    return run / "reviews" / f"{reviewer}.jsonl"
-
-
-def read_votes(path: Path) -> dict[str, Vote]:
-    """The votes that stand, sample -> vote, in the order in which they were given.
-
-    A last line without an end was cut short by a crash and never confirmed: it is none. Raises RunError LU-U010 for
-    any other line that is no vote.
-    """
-    standing: dict[str, Vote] = {}
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            vote = Vote.model_validate_json(line)
-        except ValidationError:
-            advice = "mend or delete the line"
-            raise RunError.of("LU-U010", f"{path}:{number}", "is no vote", advice) from None
-        standing.pop(vote.sample, None)
-        if vote.choice != "undone":
-            standing[vote.sample] = vote
-    return standing
 
 
 @contextlib.contextmanager
@@ -243,7 +172,9 @@ class Session:
         """Raises IndexError for a position beyond the samples, OSError where the vote could not be kept."""
         with self._lock:
             pair = self.shown[ballot.position]
-            vote = self._line(pair, choice=ballot.choice, tags=ballot.tags, note=ballot.note)
+            vote = self._line(
+                pair, choice=ballot.choice, tags=ballot.tags, note=ballot.note, correction=ballot.correction
+            )
             self._write(vote)
             self._standing.pop(vote.sample, None)
             self._standing[vote.sample] = vote

@@ -28,18 +28,8 @@ from pydantic import ValidationError
 
 from luthier.errors import RunError
 from luthier.release.wording import visible
-from luthier.web.review import (
-    Ballot,
-    Session,
-    Tags,
-    Vote,
-    appending,
-    pairs,
-    read_evaluation,
-    read_votes,
-    review_key,
-    votes_file,
-)
+from luthier.votes import Tags, Vote, read_votes, votes_file
+from luthier.web.review import Ballot, Session, appending, pairs, read_evaluation, review_key
 
 PORT = 8765
 PORTS_TRIED = 100
@@ -270,6 +260,7 @@ class Handler(BaseHTTPRequestHandler):
                 "right": visible(pair.text("right")),
                 "tags": (earlier.tags if earlier else Tags()).model_dump(),
                 "note": earlier.note if earlier else "",
+                "correction": earlier.correction if earlier else "",
             }
         return state
 

@@ -3,6 +3,7 @@
 
 const TAGS = ["wrong", "unsafe", "biased", "off-tone"];
 const PLACES = ["left", "right"];
+const WRITTEN = ["correction", "note"];
 const KEYS = {1: "left", ArrowLeft: "left", 2: "right", ArrowRight: "right", 0: "tie", " ": "tie", b: "bad"};
 const SAID = {left: "Saved: answer 1", right: "Saved: answer 2", tie: "Saved: tie", bad: "Saved: both bad"};
 const get = (id) => document.getElementById(id);
@@ -51,7 +52,7 @@ function show(state) {
     get(place).textContent = sample[place];
     get(place).scrollTop = 0;
   }
-  get("note").value = sample.note;
+  for (const name of WRITTEN) get(name).value = sample[name];
   for (const button of document.querySelectorAll(".tags button"))
     button.setAttribute("aria-pressed", sample.tags[button.dataset.place].includes(button.dataset.tag));
   hideReference();
@@ -65,7 +66,8 @@ const button = (place, tag) => document.querySelector(`[data-place="${place}"] [
 const vote = (choice) => doing(async () => {
   if (position === null) return;
   const tags = {left: pressed("left"), right: pressed("right")};
-  show(await ask("/vote", {position, choice, tags, note: get("note").value}));
+  const written = Object.fromEntries(WRITTEN.map((name) => [name, get(name).value]));
+  show(await ask("/vote", {position, choice, tags, ...written}));
   get("said").textContent = SAID[choice];
 });
 
@@ -116,13 +118,14 @@ function pressTagKey(key) {
 document.addEventListener("keydown", (event) => {
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
-  if (event.target === get("note")) {
-    if (key === "Escape") get("note").blur();
+  if (WRITTEN.includes(event.target.id)) {
+    if (key === "Escape") event.target.blur();
     return;
   }
   if (event.target instanceof HTMLButtonElement && (key === " " || key === "Enter")) return; // presses the button
   if (event.repeat) return; // a key that is held down judges one sample
-  const does = {u: undo, r: toggleReference, t: () => setTagging(position !== null), n: () => get("note").focus()};
+  const write = (name) => () => get(name).focus();
+  const does = {u: undo, r: toggleReference, t: () => setTagging(position !== null), c: write("correction"), n: write("note")};
   if (tagging()) pressTagKey(key);
   else if (key in KEYS) vote(KEYS[key]);
   else if (key in does) does[key]();
