@@ -207,7 +207,7 @@ def mcnemar_exact(wins: int, losses: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Estimate:
+class Estimate:
     value: float
     error: float
     """Standard error."""
@@ -242,7 +242,7 @@ class _Estimate:
         return 3.0 * (float(np.cbrt(1 + g * (x - g / 6))) - 1) / g
 
 
-def _estimate(value: float, influences: Floats, discordant: int) -> _Estimate:
+def _estimate(value: float, influences: Floats, discordant: int) -> Estimate:
     """A value with its error and skewness from the influences of the clusters `(G,)`.
 
     `discordant`: how many clusters differ, for the pseudo pair; 0 adds none.
@@ -254,7 +254,7 @@ def _estimate(value: float, influences: Floats, discordant: int) -> _Estimate:
     skew = float((influences**3).sum()) / variance**1.5 if variance > 0 else 0.0
     skew *= 1 + UNSEEN_SKEW / clusters
     # A single cluster has no spread: the pseudo pair alone then gives an interval that is finite and says nothing.
-    return _Estimate(value, math.sqrt(variance / max(clusters * (clusters - 1), 1)), max(clusters - 1, 1), skew)
+    return Estimate(value, math.sqrt(variance / max(clusters * (clusters - 1), 1)), max(clusters - 1, 1), skew)
 
 
 def _paired_stats(
@@ -315,12 +315,12 @@ def _identical(tuned: Sequence[Sample], baseline: Sequence[Sample]) -> bool:
     return all(mine == (old.answer, old.nats, old.choices) for mine, old in zip(did, baseline, strict=True))
 
 
-def _unseen(clusters: int, confidence: float) -> _Estimate:
+def _unseen(clusters: int, confidence: float) -> Estimate:
     """No difference in right-or-wrong answers of models that do differ: what can go unseen is Clopper & Pearson's
     limit for none of n. Without it, 60 ties would prove a loss of under 3 %, which ties 60 times in 16 % of draws."""
     dof = max(clusters - 1, 1)
     limit = 1 - ((1 - confidence) / 2) ** (1 / clusters)
-    return _Estimate(0.0, limit / _student_quantile(0.5 + confidence / 2, dof), dof, 0.0)
+    return Estimate(0.0, limit / _student_quantile(0.5 + confidence / 2, dof), dof, 0.0)
 
 
 def _trouble(influences: Floats, discordant: int, undefined: int, right_or_wrong: bool) -> str | None:

@@ -18,10 +18,11 @@ import numpy as np
 from luthier import stats
 from luthier.errors import EvaluationError, Problem, did_you_mean, printable
 from luthier.evaluate.labels import confusion
+from luthier.evaluate.slices import find_slices
 from luthier.evaluate.suite import Suite
 from luthier.metric import Floats, Metric, Sample
 from luthier.recipe import HUMAN_PREFERENCE, Recipe, Rule
-from luthier.records import Comparison, EvalReport, Judged, SuiteReport, Task
+from luthier.records import Comparison, DiscoveredSlice, EvalReport, Judged, SuiteReport, Task
 from luthier.suites import FORMS
 
 MIN_SLICE_SAMPLES = 5
@@ -117,6 +118,7 @@ def compare_models(
     ]
     applied = {m.name: m for m in everywhere if _applies(m, notes)}
     sides = {"baseline": baseline, "tuned": tuned}
+    discovered, searched = _discovered([m for m in known if m.name in applied], recipe)
     report = EvalReport(
         model=tuned.name,
         baseline=baseline.name,
@@ -132,6 +134,8 @@ def compare_models(
         labels=labels,
         confusion={side: confusion(of.samples, labels) for side, of in sides.items()} if labels else {},
         suites=tuple(_told(suite, applied, len(tuned.suites[suite.name])) for suite in suites if suite.form),
+        discovered=discovered,
+        searched=searched,
         notes=tuple(notes),
     )
     for rule in recipe.release.rules:
@@ -318,6 +322,16 @@ def _rule_comparisons(metrics: Mapping[str, _Known], recipe: Recipe, notes: list
             compared = _compare_values([metric], values, _join(where, name), recipe, notes)
             found |= {f"{metric.name}|{_join(where, name)}={v}": of[metric.name] for v, of in compared.items() if of}
     return found
+
+
+def _discovered(metrics: Sequence[_Known], recipe: Recipe) -> tuple[tuple[DiscoveredSlice, ...], str]:
+    """Failing slices by the metric of the first rule that is on the held-out items, else by the first metric."""
+    ruled = [m for rule in recipe.release.rules for m in metrics if m.name == rule.metric]
+    metric = next(iter((*ruled, *metrics)), None)
+    if metric is None:
+        return (), ""
+    confidence, seed = recipe.evaluate.confidence, recipe.seed
+    return find_slices(metric, metric.tuned, metric.baseline, confidence=confidence, seed=seed, tag_text=tag_text)
 
 
 def _of_rules(metric: str, report: EvalReport) -> Iterator[tuple[str, Comparison]]:
