@@ -239,7 +239,7 @@ def test_nothing_to_look_at_and_nothing_that_differs() -> None:
 # -- the two-sample test ------------------------------------------------------------------------------------------
 
 
-def gap(scores: Floats, inside: Any, clusters: Any) -> stats._Estimate:
+def gap(scores: Floats, inside: Any, clusters: Any) -> stats.Estimate:
     values = np.stack([np.stack([scores, np.ones_like(scores)], axis=1)] * 2, axis=1)  # (m, 2, 2)
     half = _half(values, np.asarray(clusters), np.arange(len(scores)))
     found = _gap(lambda sums: (sums[..., 0] / sums[..., 1])[..., 0], inside, half)
