@@ -153,6 +153,8 @@ class Train(Section):
     checks_per_epoch: Count = 2
     """Validations an epoch; each may save new best weights."""
     early_stopping: EarlyStopping | None = EarlyStopping()
+    keep: Literal["best", "last"] = "best"
+    """The weights that the run ends with: those of the lowest validation nll, or the last ones."""
     save_every_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
     """Seconds between checkpoints; 0 saves after every step."""
     max_minutes: Positive | None = None

@@ -263,6 +263,9 @@ class TrainReport(Record):
     stopped: str
     """Why it ended, in words."""
     best_step: int
+    """Of the lowest validation nll."""
+    kept_step: int
+    """Whose weights the run ended with."""
     n_tokens: int
     """Learned tokens seen."""
     n_input_tokens: int

@@ -194,6 +194,7 @@ def training(steps: int = 220, best: int = 154) -> TrainReport:
         steps=steps,
         stopped="validation nll has not improved on 1.2606 for 3 checks",
         best_step=best,
+        kept_step=best,
         n_tokens=130_444,
         n_input_tokens=564_880,
         n_computed_tokens=402_100,
@@ -286,7 +287,15 @@ def nothing() -> Evidence:
     same = comparison("bleu", 0.0, 0.0, 0.0, n=1, wins=0, losses=0, ties=1, trouble="1 independent sample is too few")
     one = Judged(id="0", prompt="", reference="", baseline="", tuned="", scores={"bleu": (None, None)})
     checks = (Check(step=0, nll=2.5, train_nll=None, best=True), Check(step=1, nll=2.6, train_nll=2.5, best=False))
-    one_step = {"curve": ((1, 2.5),), "checks": checks, "best_step": 0, "steps": 1, "steps_planned": 1, "stopped": ""}
+    one_step = {
+        "curve": ((1, 2.5),),
+        "checks": checks,
+        "best_step": 0,
+        "kept_step": 0,
+        "steps": 1,
+        "steps_planned": 1,
+        "stopped": "",
+    }
     return replace(
         PASSES,
         audit=AuditReport(task="text", format="text", steps=(Step(name="read", n_in=3, n_out=3),), sides={"test": 1}),

@@ -235,8 +235,12 @@ def test_the_best_weights_are_restored(tiny: Path, tmp_path: Path, monkeypatch: 
     data, base = prepared(tmp_path / "data"), find_base(str(tiny))
     done = train(make_recipe(early_stopping=None), data, base, tmp_path / "out")
     weights = load_file(tmp_path / "out" / "model" / "adapter_model.safetensors")
-    assert (done.best_step, done.steps) == (0, done.steps_planned)
+    assert (done.best_step, done.kept_step, done.steps) == (0, 0, done.steps_planned)
     assert all(not w.any() for n, w in weights.items() if "lora_B" in n)
+    last = train(make_recipe(early_stopping=None, keep="last"), data, base, tmp_path / "last")
+    weights = load_file(tmp_path / "last" / "model" / "adapter_model.safetensors")
+    assert (last.best_step, last.kept_step) == (0, last.steps_planned)
+    assert all(w.any() for n, w in weights.items() if "lora_B" in n)
 
 
 def test_a_time_limit_ends_the_schedule(tiny: Path, tmp_path: Path) -> None:

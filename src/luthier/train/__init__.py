@@ -29,7 +29,7 @@ CURVE_POINTS = 400
 def train(recipe: Recipe, prepared: Path, base: Base, out: Path, report: Reporter | None = None) -> TrainReport:
     """Train on `prepared`, going on from the newest checkpoint in `out` if there is one.
 
-    Leaves `out/model` (an adapter, or a whole model), with the best weights by validation nll, and
+    Leaves `out/model` (an adapter, or a whole model), with the best weights by validation nll or the last ones, and
     `out/train.json`. Raises Stopped when training diverges or every checkpoint is damaged.
     """
     report = report or Quiet()
@@ -53,7 +53,7 @@ def train(recipe: Recipe, prepared: Path, base: Base, out: Path, report: Reporte
 
     with report.bar("train", data.n_steps, progress.step) as advance:
         progress = fit(decoder, optimizer, [CrossEntropy()], data, make_plan(recipe, data), progress, save, advance)
-    checkpoint.load_weights(checkpoints, progress.best_step, parameters)
+    checkpoint.load_weights(checkpoints, _kept_step(recipe, progress), parameters)
     with fresh_folder(out / "model") as building:
         save_adapted(model, building, tokenizer)
     done = _report(recipe, decoder, data, progress)
@@ -102,6 +102,10 @@ def make_plan(recipe: Recipe, data: StepData) -> Plan:
     )
 
 
+def _kept_step(recipe: Recipe, progress: Progress) -> int:
+    return progress.best_step if recipe.train.keep == "best" else progress.step
+
+
 def _report(recipe: Recipe, decoder: Decoder, data: StepData, progress: Progress) -> TrainReport:
     curve = progress.curve[:: max(len(progress.curve) // CURVE_POINTS, 1)]
     train_nll = dict(progress.curve)
@@ -113,6 +117,7 @@ def _report(recipe: Recipe, decoder: Decoder, data: StepData, progress: Progress
         steps=progress.step,
         stopped=progress.stopped or "",
         best_step=progress.best_step,
+        kept_step=_kept_step(recipe, progress),
         n_tokens=progress.n_tokens,
         n_input_tokens=progress.n_input_tokens,
         n_computed_tokens=progress.n_computed_tokens,
