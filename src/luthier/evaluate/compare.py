@@ -17,7 +17,7 @@ import numpy as np
 
 from luthier import stats
 from luthier.errors import EvaluationError, Problem, did_you_mean, printable
-from luthier.evaluate.labels import confusion
+from luthier.evaluate.labels import confusion, reliability
 from luthier.evaluate.metrics import perplexity
 from luthier.metric import Floats, Metric, Sample
 from luthier.recipe import Recipe, Rule
@@ -125,6 +125,9 @@ def compare_models(
         samples=_judged(known, tuned.samples, baseline.samples),
         labels=labels,
         confusion={side: confusion(of.samples, labels) for side, of in sides.items()} if labels else {},
+        reliability={
+            s: b for s, o in sides.items() if (b := reliability(o.samples, labels, recipe.evaluate.confidence))
+        },
         notes=tuple(notes),
     )
     for rule in recipe.release.rules:
