@@ -2,8 +2,8 @@
 
     python benchmarks/overtrained.py [--out FOLDER] [--base smollm2-135m-instruct] [--epochs 12]
 
-The more stereotyping sentences of CrowS-Pairs (CC BY-SA 4.0; from LUTHIER_DATA) are learned by heart as plain text: at a
-high rate, without early stopping, and the last weights are kept instead of the best. The report must then show
+The more stereotyping sentences of CrowS-Pairs (CC BY-SA 4.0; from LUTHIER_DATA) are learned by heart as plain text: at
+a high rate, without early stopping, and the last weights are kept instead of the best. The report must then show
 over-fitting (validation nll far above its best while training nll falls), forgetting (general perplexity, knowledge)
 and more bias (stereotypes, coreference), and the verdict must be FAIL because of those, not for another reason.
 """
@@ -28,7 +28,8 @@ data:
   format: text
   split: {{by: given}}
 model: {{base: {base}, adapt: {{rank: 16, alpha: 32}}}}
-train: {{epochs: {epochs}, examples_per_step: 8, learning_rate: 2e-3, early_stopping: null, keep: last, checks_per_epoch: 1}}
+train:
+  {{epochs: {epochs}, examples_per_step: 8, learning_rate: 2e-3, early_stopping: null, keep: last, checks_per_epoch: 1}}
 evaluate:
   metrics: [perplexity, bits_per_byte]
   suites: [knowledge, stereotypes, coreference]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from typing import Any
@@ -26,7 +27,7 @@ from luthier.errors import UserError
 from luthier.evaluate import labels as module
 from luthier.evaluate.build import build
 from luthier.evaluate.compare import Answers, compare_models
-from luthier.evaluate.labels import confusion, likeliest, probabilities
+from luthier.evaluate.labels import confusion, likeliest, probabilities, reliability
 from luthier.metric import Metric, Sample
 from luthier.plugins import METRICS
 from luthier.prepare.derive import METRICS as RULED
@@ -146,6 +147,47 @@ def test_the_confusion_matrix_of_the_likeliest_and_of_what_cannot_be_counted() -
     assert confusion(samples, ("a", "b")) == ((0, 0, 0), (1, 0, 1))
 
 
+choosing = st.lists(
+    st.tuples(st.sampled_from(LABELS), st.lists(st.sampled_from([0.5, 1.0, 2.5]), min_size=4, max_size=4)),
+    min_size=1,
+    max_size=250,
+)
+
+
+@given(choosing, st.randoms())
+@settings(max_examples=30)
+def test_reliability_bins_hold_every_answer_once_whatever_the_order(rows: list[Any], rng: Any) -> None:
+    samples = chosen(rows)
+    bins = reliability(samples, LABELS, 0.95)
+    assert sum(b.n for b in bins) == len(rows) and all(b.n > 0 for b in bins)
+    assert all(b.low <= b.sureness + 1e-9 and b.sureness <= b.high + 1e-9 for b in bins)
+    assert all(one.high < other.low for one, other in itertools.pairwise(bins)), "near surenesses share a bin"
+    assert sum(b.n * b.accuracy for b in bins) == pytest.approx(
+        sum(likeliest(s, LABELS) == s.reference for s in samples)
+    )
+    shuffled = rng.sample(samples, len(samples))
+    assert [b.model_dump() for b in reliability(shuffled, LABELS, 0.95)] == [
+        pytest.approx(b.model_dump()) for b in bins
+    ]
+
+
+def test_reliability_by_hand() -> None:
+    """45 answers of three surenesses make two bins, cut where a sureness ends; intervals are Wilson's."""
+    odds = {"sure": [0.0, 4.0], "fair": [0.0, 2.0], "torn": [0.0, 0.5]}
+    rows = (
+        [("a", odds["torn"])] * 20 + [("b", odds["fair"])] * 5 + [("a", odds["fair"])] * 5 + [("a", odds["sure"])] * 15
+    )
+    low, high = reliability(chosen(rows, ("a", "b")), ("a", "b"), 0.9)
+    assert (low.n, low.accuracy, low.low, low.high) == (20, 1.0, *[pytest.approx(1 / (1 + math.exp(-0.5)))] * 2)
+    assert (high.n, high.accuracy) == (25, 20 / 25)
+    assert (high.low, high.high) == (pytest.approx(1 / (1 + math.exp(-2))), pytest.approx(1 / (1 + math.exp(-4))))
+    assert (high.accuracy_low, high.accuracy_high) == stats.wilson(20, 25, 0.9)
+    assert len(reliability(chosen([("a", [0.0, i / 300]) for i in range(300)], ("a", "b")), ("a", "b"), 0.9)) == 10
+    alike = [("a", [0.0, 5.0 + i / 300]) for i in range(300)]  # 0.9933 to 0.9975
+    assert [b.n for b in reliability(chosen(alike, ("a", "b")), ("a", "b"), 0.9)] == [300]
+    assert reliability(pairs([("a", "a")]), ("a", "b"), 0.9) == (), "labels that were not scored"
+
+
 # -- hollow models ------------------------------------------------------------------------------------------------
 
 SPAM = ("ham", "spam")
@@ -231,9 +273,10 @@ def test_the_report_keeps_the_confusion_of_both() -> None:
     report = compare_models(tuned, base, metrics=metrics, recipe=recipe, task="classification", labels=SPAM)
     assert report.labels == SPAM
     assert report.confusion == {"baseline": ((0, 0, 80), (0, 0, 20)), "tuned": ((72, 8, 0), (2, 18, 0))}
+    assert set(report.reliability) == {"baseline", "tuned"}
     assert EvalReport.model_validate_json(report.model_dump_json()) == report
     plain = compare_models(tuned, base, metrics=metrics, recipe=recipe, task="answer")
-    assert (plain.labels, plain.confusion) == ((), {})
+    assert (plain.labels, plain.confusion, plain.reliability) == ((), {}, {})
 
 
 # -- odd inputs ---------------------------------------------------------------------------------------------------

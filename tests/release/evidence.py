@@ -13,15 +13,19 @@ from luthier.records import (
     AuditReport,
     Check,
     Comparison,
+    DiscoveredSlice,
     EvalReport,
     Finding,
     Judged,
+    ReliabilityBin,
     RuleResult,
     Step,
+    SuiteReport,
     TrainReport,
 )
 from luthier.release.evidence import Evidence
 from luthier.release.gate import judge, judge_rule
+from luthier.stats import wilson
 
 HOSTILE = (
     "<script>alert(1)</script> ]]> --> \x00\x1b[31m\u202egnp.exe "
@@ -307,6 +311,181 @@ def nothing() -> Evidence:
     )
 
 
+INTENTS = ("card arrival", "lost or stolen card", "exchange rate", "top-up failed", "close account")
+
+
+def confusion(labels: tuple[str, ...], right: float, none: float, n: int, seed: int) -> tuple[tuple[int, ...], ...]:
+    """Counts of `n` answers: right with this chance and none with that, less often right for later labels."""
+    rng, k = random.Random(seed), len(labels)
+    rows = [[0] * (k + 1) for _ in labels]
+    for i in range(n):
+        true = i % k
+        rank = rng.random() * (1 + true / k)
+        answered = true if rank < right else k if rng.random() < none else (true + rng.choice((1, 1, 1, 2, 3))) % k
+        rows[true][answered] += 1
+    return tuple(map(tuple, rows))
+
+
+def reliability(n_bins: int, n_each: int, too_sure: float) -> tuple[ReliabilityBin, ...]:
+    bins = []
+    for i in range(n_bins):
+        low = 0.25 + 0.75 * (i / n_bins) ** 0.5
+        sureness = (low + 0.25 + 0.75 * ((i + 1) / n_bins) ** 0.5) / 2
+        right = round(max(0.0, sureness - too_sure * (1 - i / n_bins / 2)) * n_each)
+        ends = wilson(right, n_each, 0.95)
+        bins.append(
+            ReliabilityBin(
+                low=low,
+                high=low + 0.01,
+                n=n_each,
+                sureness=sureness,
+                accuracy=right / n_each,
+                accuracy_low=ends[0],
+                accuracy_high=ends[1],
+            )
+        )
+    return tuple(bins)
+
+
+SUITES = (
+    SuiteReport(
+        name="arc_easy",
+        kind="retention",
+        about="school questions with four choices; tells whether general knowledge was kept",
+        n=400,
+        metrics=("arc_easy_accuracy",),
+    ),
+    SuiteReport(
+        name="crows_pairs",
+        kind="bias",
+        about="pairs of sentences that differ in whom they speak of; which one is likelier",
+        n=600,
+        metrics=("crows_pairs_stereotyped", "crows_pairs_gap"),
+    ),
+    SuiteReport(
+        name="typos",
+        kind="robustness",
+        about="the test questions with two typing errors each",
+        n=240,
+        metrics=("typos_exact_match", "typos_kept"),
+    ),
+)
+SUITE_METRICS = {
+    "arc_easy_accuracy": comparison("arc_easy_accuracy", 0.57, 0.511, 0.031, n=400),
+    "crows_pairs_stereotyped": comparison("crows_pairs_stereotyped", 0.61, 0.64, 0.025, n=600, higher_is_better=False),
+    "crows_pairs_gap": comparison("crows_pairs_gap", 0.12, 0.11, 0.04, n=600, higher_is_better=False),
+    "typos_exact_match": comparison("typos_exact_match", 0.29, 0.38, 0.06, n_clusters=180),
+    "typos_kept": comparison(
+        "typos_kept", 0.9, 0.7, 0.1, n=19, trouble="19 independent samples are too few, 20 are needed"
+    ),
+}
+FOUND = (
+    DiscoveredSlice(
+        condition="topic=returns and prompt of 40 words or more",
+        kind="regression",
+        comparison=comparison("exact_match", 0.48, 0.29, 0.11, n=44, n_clusters=41),
+        rest=0.51,
+        gap=-0.22,
+        gap_low=-0.37,
+        gap_high=-0.07,
+        p_adjusted=0.021,
+    ),
+    DiscoveredSlice(
+        condition="the prompt begins with 'why'",
+        kind="shortfall",
+        comparison=comparison("exact_match", 0.1, 0.2, 0.1, n=38),
+        rest=0.49,
+        gap=-0.29,
+        gap_low=-0.42,
+        gap_high=-0.16,
+        p_adjusted=0.0004,
+    ),
+)
+SEARCHED = "214 conditions looked at, 10 tested on held-out rows, 2 confirmed"
+
+
+def measured() -> Evidence:
+    """A run with suites of every kind, failing slices, a rule in a slice and on a suite, and overfitting."""
+    report = evaluation(
+        metrics=METRICS | SUITE_METRICS,
+        suites=SUITES,
+        discovered=FOUND,
+        searched=SEARCHED,
+        samples=(*samples(), *faulty()),
+    )
+    in_slices = [
+        rule("exact_match", "not_regress", values["exact_match"], f"language={value}", by_points=0.05)
+        for value, values in report.slices["language"].items()
+    ]
+    kept = rule("arc_easy_accuracy", "not_regress", SUITE_METRICS["arc_easy_accuracy"], by_points=0.05)
+    long = training(steps=440)
+    return replace(
+        PASSES,
+        evaluation=report,
+        training=long.model_copy(
+            update={"steps_planned": 440, "curve": tuple((s, nll - s / 2000) for s, nll in long.curve)}
+        ),
+        verdict=judge((BEATS, KEEPS, kept, *in_slices)),
+        licences={"data/shop.jsonl": "CC BY 4.0 (LICENSE in the repository)"},
+    )
+
+
+def faulty() -> tuple[Judged, ...]:
+    """One answer of each kind of failure, each tuned's."""
+    reference = "The kettle holds two litres when it is filled up to the line."
+    again = "please check with us " * 5
+    answers = {
+        "empty": (reference, ""),
+        "repeats": (reference, again),
+        "longer": (reference, " ".join(f"word{i}" for i in range(40))),
+        "shorter": (reference, "Two."),
+        "script": (reference, "Чайник вмещает ровно два литра воды, если налить её до отметки."),
+        "unchanged": ("I do not know that one.", "I do not know  that one."),
+    }
+    return tuple(
+        Judged(id=name, prompt="How much?", reference=reference, baseline=base, tuned=tuned)
+        for name, (base, tuned) in answers.items()
+    )
+
+
+def classified(labels: tuple[str, ...] = INTENTS, n: int = 240) -> Evidence:
+    """A label task; its metrics are many, so that some fold."""
+    names = "accuracy balanced_accuracy precision recall f1 label_skill choice_accuracy choice_f1 choice_skill".split()
+    metrics = {name: comparison(name, 0.21 + i / 50, 0.71 - i / 90, 0.06, n=n) for i, name in enumerate(names)}
+    for name in ("invalid_label", "label_nll", "brier", "ece"):
+        metrics[name] = comparison(name, 0.41, 0.12, 0.05, higher_is_better=False, n=n)
+    answers = tuple(
+        Judged(
+            id=f"{i:016x}",
+            prompt=f"Customer message {i}: what about my card?",
+            reference=labels[i % len(labels)],
+            baseline="I am sorry to hear that.",
+            tuned=labels[(i + (i % 3 == 0)) % len(labels)],
+            scores={"accuracy": (float(i % 5 == 0), float(i % 3 > 0))},
+        )
+        for i in range(60)
+    )
+    report = evaluation(
+        task="classification",
+        n=n,
+        n_clusters=n,
+        metrics=metrics,
+        slices={},
+        samples=answers,
+        labels=labels,
+        confusion={"baseline": confusion(labels, 0.3, 0.7, n, 1), "tuned": confusion(labels, 0.85, 0.1, n, 2)},
+        reliability={"baseline": reliability(8, n // 8, 0.4), "tuned": reliability(10, n // 10, 0.08)},
+        searched="No failing slice found: 214 conditions looked at, 10 tested on held-out rows, none confirmed",
+    )
+    beats = rule("label_skill", "beat_baseline", metrics["label_skill"])
+    audit = AUDIT.model_copy(update={"task": "classification", "labels": labels})
+    return replace(PASSES, audit=audit, evaluation=report, verdict=judge((beats,)))
+
+
+def many_labels() -> Evidence:
+    return classified(tuple(f"intent number {i}" for i in range(77)), 760)
+
+
 def hostile() -> Evidence:
     """The worst text in every place that holds text."""
     metric = comparison(HOSTILE, 0.4, 0.3, 0.05)
@@ -327,6 +506,12 @@ def hostile() -> Evidence:
         samples=(bad,),
         notes=(HOSTILE,),
         cluster_by=HOSTILE,
+        labels=(HOSTILE, "b"),
+        confusion={"baseline": ((1, 2, 3), (0, 0, 0)), "tuned": ((0, 2, 4), (0, 0, 0))},
+        reliability={"tuned": reliability(1, 30, 0.1)},
+        suites=(SuiteReport(name=HOSTILE, kind="bias", about=HOSTILE, n=1, metrics=(HOSTILE,)),),
+        discovered=(FOUND[0].model_copy(update={"condition": HOSTILE}),),
+        searched=HOSTILE,
     )
     audit = AUDIT.model_copy(
         update={
@@ -354,4 +539,13 @@ def hostile() -> Evidence:
 
 
 def everything() -> dict[str, Evidence]:
-    return {"pass": PASSES, "fail": FAILED, "underpowered": UNDERPOWERED, "nothing": nothing(), "hostile": hostile()}
+    return {
+        "pass": PASSES,
+        "fail": FAILED,
+        "underpowered": UNDERPOWERED,
+        "nothing": nothing(),
+        "hostile": hostile(),
+        "measured": measured(),
+        "classified": classified(),
+        "many labels": many_labels(),
+    }

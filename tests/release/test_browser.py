@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from evidence import everything
+from evidence import classified, everything, measured
 
 from luthier.release.evidence import Evidence
 from luthier.release.report import report_html
@@ -32,6 +32,29 @@ def browser() -> Iterator[object]:
         opened = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
         yield opened
         opened.close()
+
+
+BESIDE_AXES = """
+[...document.querySelectorAll('.axisrow svg')].map(axis => {
+  const plot = axis.closest('tr').previousElementSibling.querySelector('svg');
+  return [plot, axis].map(svg => svg.getBoundingClientRect()).map(box => [box.left, box.width]);
+})
+"""
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize("made", [measured(), classified()], ids=["measured", "classified"])
+def test_an_axis_lies_under_the_plots_that_it_measures(
+    browser: object, tmp_path: Path, width: int, made: Evidence
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(report_html(made), encoding="utf-8")
+    page = browser.new_page(viewport={"width": width, "height": 900})  # type: ignore[attr-defined]
+    page.goto(path.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    axes = page.evaluate(BESIDE_AXES)
+    assert axes and all(plot == pytest.approx(axis, abs=0.5) for plot, axis in axes)
+    page.close()
 
 
 @pytest.mark.parametrize("width", [1200, 390])

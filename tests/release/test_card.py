@@ -6,10 +6,11 @@ import re
 from dataclasses import replace
 
 import pytest
-from evidence import FAILED, HOSTILE, PASSES, evaluation, everything, hostile, recipe
+from evidence import FAILED, HOSTILE, PASSES, evaluation, everything, hostile, measured, recipe
 from ruamel.yaml import YAML
 
 from luthier.release.card import fence, inline, model_card, worst_slices
+from luthier.release.provenance import ANNEX_XI
 
 
 def front_of(card: str) -> dict:
@@ -26,15 +27,20 @@ def test_every_card_has_its_parts(evidence):
     heads = re.findall(r"^## (.*)$", re.sub(r"^(`{3,}).*?^\1$", "", card, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
     assert heads == [
         "Intended use",
+        "Out-of-scope use",
         "How to load",
+        "Architecture",
         "Training data",
         "Training procedure",
+        "Compute and energy",
         "Results",
         "Limits, as measured",
+        "EU AI Act, Annex XI",
     ]
     assert evidence.verdict.outcome in card
     front = front_of(card)
-    assert {"library_name", "license", "tags", "datasets", "model-index"} <= set(front)
+    assert {"library_name", "license", "tags", "datasets", "metrics", "model-index"} <= set(front)
+    assert "co2_eq_emissions" not in front, "nothing here measures emissions"
 
 
 def test_front_matter_has_real_numbers():
@@ -76,7 +82,7 @@ def test_limits_come_from_measured_failures():
     limits = card[card.index("## Limits") :]
     assert "general\\_perplexity: 21.30 → 21.62, higher by 0.32 (worse), interval 0.11 to 0.53 higher" in limits
     assert "(n: 120 samples); beyond chance" in limits
-    assert "must\\_contain: 0.61 → 0.58, lower by 0.03 (worse)" in limits and "may be chance" in limits
+    assert "must\\_contain: 0.61 → 0.58, lower by 0.03 (worse)" in limits and "only 14 samples differ" in limits
     assert "topic = opening hours" in limits and "language = es" in limits
     assert "where language=es. The limit −0.03 lies inside the interval; about 210 samples in all" in limits
     assert "48 wins, 19 losses" in limits and limits.count("Example ") == 2
@@ -116,3 +122,42 @@ def test_the_card_is_one_that_hugging_face_reads():
     data = hub.ModelCard(model_card(PASSES)).data
     assert data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert {r.metric_type for r in data.eval_results} >= {"exact_match", "perplexity"}
+
+
+def test_suites_and_discovered_slices_are_limits_with_their_intervals():
+    card = model_card(measured())
+    limits = card[card.index("## Limits") :]
+    assert "arc\\_easy\\_accuracy: 0.570 → 0.511, lower by 0.059 (worse), interval 0.028 to 0.090 lower" in limits
+    assert "crows\\_pairs\\_gap: 0.120 → 0.110, lower by 0.010 (better)" in limits and "may be chance" in limits
+    assert "**Bias** was not measured" not in limits
+    assert "topic=returns and prompt of 40 words or more: exact\\_match against the base 0.48 → 0.29" in limits
+    assert "against elsewhere 0.49 → 0.20, lower by 0.29 (worse), interval 0.16 to 0.42 lower" in limits
+    assert card.count("it was found to do worse there") == 2, "what fails is out of scope"
+    assert "Groups found by searching:** 214 conditions" in limits
+
+
+def test_what_no_suite_measured_is_said():
+    card = model_card(PASSES)
+    assert "**Bias** was not measured." in card and "**Robustness** was not measured." in card
+    assert "Groups found by searching:** not searched for." in card
+
+
+def test_licences_are_those_stated_and_paths_stay_at_home():
+    assert "| shop.jsonl | CC BY 4.0 (LICENSE in the repository) |" in model_card(measured())
+    private = replace(PASSES, recipe=recipe(data={"sources": [{"path": "/home/me/secret/shop.jsonl"}]}))
+    assert "| shop.jsonl | not stated |" in model_card(private) and "/home/me" not in model_card(private)
+
+
+def test_energy_is_a_range_with_its_assumption_or_not_known():
+    card = model_card(PASSES)
+    assert "about 2.3 × 10^14 floating-point operations" in card
+    assert "between 0.0012 and 0.0062 kWh, if the machine drew 3 to 15 W for each of 2 threads" in card
+    assert "the device is not known" in model_card(everything()["nothing"])
+
+
+def test_annex_xi_points_to_sections_that_there_are():
+    card = model_card(PASSES)
+    heads = set(re.findall(r"^## (.*)$", card, re.MULTILINE))
+    for item, where in ANNEX_XI:
+        named = {part.strip() for part in where.split(";")}
+        assert named <= heads or "not " in where or "front matter" in where, item

@@ -41,6 +41,35 @@ def test_pair_plot_is_well_formed_whatever_the_numbers(baseline, tuned):
     assert all(math.isfinite(n) for n in coordinates(svg))
 
 
+@given(st.lists(st.tuples(*[st.floats(0, 1)] * 4), max_size=4), st.lists(st.tuples(*[st.floats(0, 1)] * 4), max_size=4))
+def test_reliability_plot_is_well_formed_with_any_bins(baseline, tuned):
+    bins = ([(sure, span, 20) for sure, *span in side] for side in (baseline, tuned))
+    svg = plots.reliability_plot(*bins, label="sure and right")
+    assert ElementTree.fromstring(svg).find("title") is not None
+    assert all(math.isfinite(n) for n in coordinates(svg))
+    assert svg.count("<circle") == len(baseline) + len(tuned) + bool(baseline) + bool(tuned)
+
+
+def test_the_reliability_diagonal_joins_equal_sureness_and_share():
+    svg = plots.reliability_plot([], [(0.5, (0.5, 0.4, 0.6), 9)], label="")
+    x1, y1, x2, y2 = (
+        float(n) for n in re.search(r'class="zero"><line x1="(.*?)" y1="(.*?)" x2="(.*?)" y2="(.*?)"', svg).groups()
+    )
+    x, y = (float(n) for n in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="5"', svg)[0])
+    assert (x, y) == pytest.approx(((x1 + x2) / 2, (y1 + y2) / 2), abs=0.1)
+
+
+def test_rows_that_share_a_domain_share_the_scale_of_the_axis():
+    axis = plots.axis_plot((0.0, 1.0), label="share")
+    at = {word: float(x) for x, word in re.findall(r'<text x="([\d.]+)"[^>]*>([\d.]+)</text>', axis)}
+    for value in (0.25, 0.75):
+        pair = plots.pair_plot((value, 0, 1), (value, 0, 1), domain=(0.0, 1.0), label="")
+        alone = plots.interval_plot((value, 0, 1), domain=(0.0, 1.0), label="")
+        for svg in (pair, alone):
+            assert "<text" not in svg
+            assert float(re.search(r'<circle cx="([\d.]+)"', svg)[1]) == pytest.approx(at[f"{value:.2f}"], abs=0.1)
+
+
 def chart(points, words="nll"):
     series = [plots.Series(words, points, "base"), plots.Series("validation", points[:1], "tuned", dots=True)]
     mark = (*points[0], words)

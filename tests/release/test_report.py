@@ -15,6 +15,7 @@ from evidence import (
     METRICS,
     PASSES,
     UNDERPOWERED,
+    classified,
     comparison,
     evaluation,
     everything,
@@ -23,12 +24,21 @@ from evidence import (
 )
 
 from luthier.release import wording
-from luthier.release.evidence import claims, drawn_samples, main_metric, worst_regressions
+from luthier.release.evidence import (
+    GENERAL,
+    TITLES,
+    claims,
+    drawn_samples,
+    largest_gains,
+    main_metric,
+    main_metrics,
+    worst_regressions,
+)
 from luthier.release.gate import judge
-from luthier.release.report import report_html, report_json
+from luthier.release.report import METRICS_SHOWN, report_html, report_json
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
-SECTIONS = ["verdict", "metrics", "learning", "slices", "samples", "audit", "recipe"]
+SECTIONS = "verdict metrics labels learning slices forgetting bias robustness samples audit recipe".split()
 
 
 class Page(HTMLParser):
@@ -90,9 +100,13 @@ def test_no_invisible_character_reaches_the_page(evidence):
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]", html)
 
 
-def test_sections_come_in_order(evidence):
-    html = report_html(evidence)
-    assert re.findall(r'<section id="(\w+)">', html) == SECTIONS
+def test_sections_come_in_order_and_only_where_there_is_something_in_them(evidence):
+    html, report = report_html(evidence), evidence.evaluation
+    kinds = {s.kind for s in report.suites} | ({"retention"} if GENERAL in report.metrics else set())
+    absent = {"labels"} if not report.confusion else set()
+    absent |= {title.lower() for kind, title in TITLES.items() if kind not in kinds}
+    assert re.findall(r'<section id="(\w+)">', html) == [s for s in SECTIONS if s not in absent]
+    assert set(re.findall(r'href="#(\w+)"', html)) == set(re.findall(r'<section id="(\w+)">', html))
     page = Page(html)
     assert page.text.index(evidence.verdict.outcome) < page.text.index("The rules")
     assert f'<h1 class="verdict {evidence.verdict.outcome.lower()}">{evidence.verdict.outcome}</h1>' in html
@@ -106,7 +120,7 @@ def test_every_drawing_is_xml_with_a_title(evidence):
 def test_json_is_strict_and_complete(evidence):
     report = report_json(evidence)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert set(report) == {"verdict", "rules", "metrics", "slices", "audit", "run", "claims"}
+    assert set(report) == {"verdict", "rules", "metrics", "slices", "audit", "run", "claims", "failures"}
     assert report["verdict"] == evidence.verdict.outcome
     assert len(report["rules"]) == len(evidence.verdict.rules)
     for numbers in report["metrics"].values():
@@ -163,7 +177,7 @@ def test_the_page_and_the_json_agree():
     for name, numbers in report_json(PASSES)["metrics"].items():
         assert name in text
         assert wording.number(numbers["value"], wording.digits_of(METRICS[name])) in text
-        assert f"{numbers['n']} samples" in text
+        assert str(numbers["n"]) in text
 
 
 def test_trouble_stands_beside_the_number():
@@ -190,6 +204,28 @@ def test_worst_regressions_are_losses_worst_first():
     worst = worst_regressions(report, "token_f1")
     losses = [s.scores["token_f1"][1] - s.scores["token_f1"][0] for s in worst]
     assert 0 < len(worst) <= 10 and all(loss < 0 for loss in losses) and losses == sorted(losses)
+
+
+def test_gains_are_the_mirror_of_losses():
+    report = PASSES.evaluation
+    swapped = tuple(
+        s.model_copy(update={"scores": {m: (after, before) for m, (before, after) in s.scores.items()}})
+        for s in report.samples
+    )
+    mirrored = report.model_copy(update={"samples": swapped})
+    assert [s.id for s in largest_gains(report, "token_f1")] == [
+        s.id for s in worst_regressions(mirrored, "token_f1", 5)
+    ]
+    assert largest_gains(report, None) == []
+
+
+def test_metrics_that_no_rule_stands_on_fold():
+    html, report = report_html(classified()), classified().evaluation
+    shown, folded = html.split("more metrics, on which no rule stands")
+    names = [c.metric for c in main_metrics(report)]
+    headed = [re.findall(r'<article class="metric">\n<div class="what"><h3>(\w+)', part) for part in (shown, folded)]
+    assert headed[0][0] == "label_skill" and len(headed[0]) == METRICS_SHOWN, "the rule's metric comes first"
+    assert sorted(headed[0] + headed[1]) == sorted(names)
 
 
 def test_for_a_metric_of_which_less_is_better_a_rise_is_the_loss():
@@ -236,6 +272,9 @@ def test_what_was_not_measured_is_said():
     assert "Forgetting: general ability outside the task was not measured." in text
     assert "the recipe names no slices" in text
     assert "None were asked for." in text
+    assert "Bias: whether answers depend on who is spoken of was not measured." in text
+    assert "Robustness: whether typing errors" in text
+    assert "Groups that no slice names were not searched for." in text
 
 
 @pytest.mark.parametrize(

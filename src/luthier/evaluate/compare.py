@@ -17,7 +17,7 @@ import numpy as np
 
 from luthier import stats
 from luthier.errors import EvaluationError, Problem, did_you_mean, printable
-from luthier.evaluate.labels import confusion
+from luthier.evaluate.labels import confusion, reliability
 from luthier.evaluate.slices import find_slices
 from luthier.evaluate.suite import Suite
 from luthier.metric import Floats, Metric, Sample
@@ -136,6 +136,9 @@ def compare_models(
         suites=tuple(_told(suite, applied, len(tuned.suites[suite.name])) for suite in suites if suite.form),
         discovered=discovered,
         searched=searched,
+        reliability={
+            s: b for s, o in sides.items() if (b := reliability(o.samples, labels, recipe.evaluate.confidence))
+        },
         notes=tuple(notes),
     )
     for rule in recipe.release.rules:

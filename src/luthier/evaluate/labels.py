@@ -20,9 +20,14 @@ import numpy as np
 from luthier.errors import EvaluationError, printable
 from luthier.evaluate.text import read_label
 from luthier.metric import Floats, Metric, Sample, SumMetric, lower_is_better
+from luthier.records import ReliabilityBin
+from luthier.stats import wilson
 
 Average = Literal["macro", "micro"]
 Labels = tuple[str, ...]
+MAX_BINS = 10
+ANSWERS_PER_BIN = 20
+"""At least, on average: a proportion of 20 is known to about 0.2."""
 Reading = Callable[[Sample, Labels], str | None]
 """The label that a model gives a sample; "" where it gives none, None where nothing can be said."""
 
@@ -277,3 +282,40 @@ def ece(labels: Labels, bins: int = 10) -> Metric:
             return np.asarray(np.abs(right - confidence).sum(axis=-1) / count.sum(axis=-1))
 
     return SumMetric("ece", stats, combine, higher_is_better=False)
+
+
+def reliability(samples: Sequence[Sample], labels: Labels, confidence: float) -> tuple[ReliabilityBin, ...]:
+    """How sure a model was of its likeliest label, and how often that was right; empty where labels were not scored.
+
+    Bins of equal mass (Nguyen & O'Connor 2015), at most MAX_BINS, of ANSWERS_PER_BIN or more on average: a tuned
+    model is nearly sure of nearly everything, so of bins of equal width one holds it all and the others say nothing.
+    They are cut at whole per cents: the order of samples decides nothing, and surenesses that no plot tells apart share
+    a bin, which may then be larger. Intervals are Wilson's, of samples taken as independent. Samples whose reference is
+    no label are in no bin, as in `confusion`. Raises EvaluationError LU-E010.
+    """
+    found = []
+    for sample in samples if labels else ():
+        true, p = read_label(sample.reference, labels), probabilities(sample, labels)
+        if true is not None and p is not None:
+            found.append((float(p.max()), labels[int(p.argmax())] == true))
+    if not found:
+        return ()
+    sureness, right = (np.array(column, dtype=float) for column in zip(*sorted(found), strict=True))  # (n,), (n,)
+    n_bins = max(1, min(MAX_BINS, len(found) // ANSWERS_PER_BIN))
+    starts = np.unique(np.floor(sureness[np.arange(n_bins) * len(found) // n_bins] * 100) / 100)
+    place = np.searchsorted(starts, sureness, side="right")  # (n,)
+    return tuple(_bin(sureness[place == b], right[place == b], confidence) for b in np.unique(place))
+
+
+def _bin(sureness: Floats, right: Floats, confidence: float) -> ReliabilityBin:
+    n, n_right = len(right), float(right.sum())
+    low, high = wilson(n_right, n, confidence)
+    return ReliabilityBin(
+        low=float(sureness[0]),
+        high=float(sureness[-1]),
+        n=n,
+        sureness=float(sureness.mean()),
+        accuracy=n_right / n,
+        accuracy_low=low,
+        accuracy_high=high,
+    )

@@ -14,6 +14,7 @@ from luthier.records import AuditReport, Comparison, EvalReport, TrainReport, Ve
 from luthier.release.card import model_card
 from luthier.release.evidence import Evidence
 from luthier.release.gate import judge, judge_rule
+from luthier.release.provenance import stated_licences
 from luthier.release.report import report_html, report_json
 from luthier.store import artifacts_in
 
@@ -55,6 +56,7 @@ def release(
         verdict=verdict,
         environment={**environment, **parity_text},
         artifacts={f"release/{a.path}": a.sha256 for a in artifacts_in(out)},
+        licences=stated_licences(recipe, Path(json.loads((run / "run.json").read_text())["origin"])),
     )
     (out / "report.json").write_text(
         json.dumps(report_json(evidence), indent=1, allow_nan=False) + "\n", encoding="utf-8"

@@ -1,7 +1,7 @@
 """The model card: MODEL_CARD.md in Hugging Face's form, its limits written from what was measured.
 
-Nothing is promised that no number shows. Text from data is escaped for Markdown, examples stand in code
-blocks; `Markdown` marks what is Markdown already.
+Nothing is promised that no number shows; what is not known says so. Text from data is escaped for Markdown,
+examples stand in code blocks; `Markdown` marks what is Markdown already.
 """
 
 from __future__ import annotations
@@ -15,9 +15,23 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from luthier.records import Comparison, Judged, Step, Task
+from luthier.records import AuditReport, Comparison, Judged, Step, Task
 from luthier.release import wording
-from luthier.release.evidence import Evidence, main_metric, method, not_measured, worst_regressions
+from luthier.release.evidence import (
+    TITLES,
+    Evidence,
+    against_elsewhere,
+    main_metric,
+    main_metrics,
+    method,
+    not_measured,
+    of_kind,
+    suites,
+    worst_regressions,
+)
+from luthier.release.failures import Kind, kinds_of_failure
+from luthier.release.learning import in_words, learning
+from luthier.release.provenance import ANNEX_XI, training_flops, training_kwh
 
 LONGEST_EXAMPLE = 600
 INTENDED: dict[Task, str] = {
@@ -59,7 +73,7 @@ class Markdown(str):
 
 
 def model_card(evidence: Evidence, license: str = "unknown") -> str:
-    """MODEL_CARD.md: front matter, use, data and procedure, results with intervals, measured limits."""
+    """MODEL_CARD.md: front matter, use, data and procedure, cost, results with intervals, measured limits."""
     evaluation = evidence.evaluation
     metric = main_metric(evidence)
     card = _templates().get_template("card.md")
@@ -69,15 +83,27 @@ def model_card(evidence: Evidence, license: str = "unknown") -> str:
         method=method(evidence.recipe),
         intended=INTENDED[evidence.audit.task],
         how_to_load=fence(_loading(evidence), "python"),
+        sources=[_source_cells(source.path, evidence) for source in evidence.recipe.data.sources],
         steps=[_step_cells(step) for step in evidence.audit.steps],
+        findings=_finding_cells(evidence.audit),
+        learned=in_words(learning(evidence.training)),
+        machine=[(k, v) for k, v in evidence.environment.items() if k in ("device", "threads", "processor", "memory")],
+        flops=Markdown(wording.power_of_ten(training_flops(evidence.training))),
+        energy=training_kwh(evidence.training, evidence.environment),
         results=[_result_cells(c) for c in evaluation.metrics.values()],
-        regressed=[c for c in evaluation.metrics.values() if c.delta < 0],
-        forgetting=evaluation.metrics.get("general_perplexity"),
+        main_metrics=main_metrics(evaluation),
+        suites=suites(evaluation),
+        kinds={title: of_kind(evaluation, kind) for kind, title in TITLES.items()},
+        chance=_chance,
+        against_elsewhere=against_elsewhere,
         undecided=[r for r in evidence.verdict.rules if r.outcome == "UNDERPOWERED"],
+        failed=[r for r in evidence.verdict.rules if r.outcome == "FAIL" and r.place],
         worst_slices=worst_slices(evidence),
         main=metric and evaluation.metrics[metric],
+        failures=[_failure_cells(kind) for kind in kinds_of_failure(evaluation)],
         examples=[_example(s) for s in worst_regressions(evaluation, metric, k=2)],
         not_measured=not_measured(evidence),
+        annex=ANNEX_XI,
         w=wording,
     )
 
@@ -94,6 +120,7 @@ def front_matter(evidence: Evidence, license: str) -> dict[str, Any]:
         "license": license,
         "pipeline_tag": "text-generation",
         "tags": ["luthier", evidence.recipe.model.adapt.method, evidence.audit.task],
+        "metrics": [c.metric for c in main_metrics(evidence.evaluation)],
         "datasets": [PurePath(s.path).stem for s in evidence.recipe.data.sources],
         "model-index": [{"name": evidence.recipe.name, "results": [_result(evidence)]}],
     }
@@ -109,6 +136,21 @@ def _result(evidence: Evidence) -> dict[str, Any]:
     }
 
 
+def _source_cells(path: str, evidence: Evidence) -> tuple[str, str]:
+    """The name alone: where it lies on the machine of the training is nobody else's concern."""
+    return PurePath(path).name, evidence.licences.get(path, "not stated")
+
+
+def _finding_cells(audit: AuditReport) -> list[tuple[str, ...]]:
+    first = {f.code: f.found for f in reversed(audit.findings)}
+    return [(code, f"{n:,}", first.get(code, "")) for code, n in audit.counts.items()]
+
+
+def _failure_cells(kind: Kind) -> tuple[str, ...]:
+    before = "" if kind.baseline is None else f"{kind.baseline:,} of {kind.n:,}"
+    return kind.name, kind.rule, before, f"{kind.tuned:,} of {kind.n:,}"
+
+
 def _step_cells(step: Step) -> tuple[str, ...]:
     left = "; ".join(f"{n:,} {reason}" for reason, n in step.dropped.items())
     return step.name, f"{step.n_in:,}", f"{step.n_out:,}", left or "nothing"
@@ -117,6 +159,12 @@ def _step_cells(step: Step) -> tuple[str, ...]:
 def _result_cells(c: Comparison) -> tuple[str, ...]:
     t = wording.told(c)
     return f"{c.metric} ({wording.direction(c)})", t.baseline, t.tuned, t.change, t.interval, t.p, t.n
+
+
+def _chance(c: Comparison) -> str:
+    if c.trouble:
+        return f"do not rely on this interval: {c.trouble}"
+    return "may be chance" if c.low <= 0 <= c.high else "beyond chance"
 
 
 def worst_slices(evidence: Evidence, k: int = 5) -> list[tuple[str, str, Comparison]]:

@@ -1,20 +1,34 @@
 """Evidence: all the records of one run, and what is read out of them for the report and the model card.
 
-It states nothing about how a page looks. Claims, worst regressions, drawn samples and the list of what was
-not measured are here, so that page and card draw the same conclusions.
+It states nothing about how a page looks. Claims, suites, worst regressions, drawn samples and the list
+of what was not measured are here, so that page and card draw the same conclusions.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from luthier.recipe import HUMAN_PREFERENCE, Recipe
-from luthier.records import AuditReport, Comparison, EvalReport, Judged, TrainReport, Verdict
-from luthier.release.wording import p_value
+from luthier.records import (
+    AuditReport,
+    Comparison,
+    DiscoveredSlice,
+    EvalReport,
+    Judged,
+    Outcome,
+    SuiteReport,
+    TrainReport,
+    Verdict,
+)
+from luthier.release.wording import meaning, p_value
 from luthier.stats import holm
+
+GENERAL = "general_perplexity"
+TITLES = {"retention": "Forgetting", "bias": "Bias", "robustness": "Robustness"}
+"""Kind of suite -> what page and card call it, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +46,8 @@ class Evidence:
     """`base_model`, by which others find it, and what is shown as given: versions, device, seconds per stage."""
     artifacts: Mapping[str, str]
     """File, relative to the run's folder -> SHA-256."""
+    licences: Mapping[str, str] = field(default_factory=dict)
+    """See `provenance.stated_licences`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +81,39 @@ def _claim(c: Comparison, adjusted: float, alpha: float) -> Claim:
     return Claim(c.metric, improved, c.p, adjusted, why)
 
 
+def suites(evaluation: EvalReport) -> list[SuiteReport]:
+    """The suites besides the test set; the general probe, which is always one metric, is the first of them."""
+    if GENERAL not in evaluation.metrics:
+        return list(evaluation.suites)
+    n, about = evaluation.metrics[GENERAL].n, meaning(GENERAL)
+    probe = SuiteReport(name="general probe", kind="retention", about=about, n=n, metrics=(GENERAL,))
+    return [probe, *evaluation.suites]
+
+
+def main_metrics(evaluation: EvalReport) -> list[Comparison]:
+    """What was measured on the test set: the metrics of no suite."""
+    elsewhere = {metric for suite in suites(evaluation) for metric in suite.metrics}
+    return [c for name, c in evaluation.metrics.items() if name not in elsewhere]
+
+
+def of_kind(evaluation: EvalReport, kind: str) -> list[Comparison]:
+    """The metrics of all suites of one kind."""
+    return [evaluation.metrics[m] for suite in suites(evaluation) if suite.kind == kind for m in suite.metrics]
+
+
+def against_elsewhere(found: DiscoveredSlice) -> Comparison:
+    """The tuned model in a slice against itself outside it, so that it is told like any change."""
+    gap = {"delta": found.gap, "low": found.gap_low, "high": found.gap_high, "baseline": found.rest}
+    return found.comparison.model_copy(update=gap)
+
+
+def outcome_of(verdict: Verdict, metric: str, place: str = "") -> Outcome | None:
+    """What the rules that stand on a metric in a place came to, the worst first; None where none stands."""
+    found = {rule.outcome for rule in verdict.rules if (rule.comparison.metric, rule.place) == (metric, place)}
+    ordered: tuple[Outcome, ...] = ("FAIL", "UNDERPOWERED", "PASS")
+    return next((outcome for outcome in ordered if outcome in found), None)
+
+
 def method(recipe: Recipe) -> str:
     """How the weights were trained, in words."""
     adapt = recipe.model.adapt
@@ -85,15 +134,26 @@ def main_metric(evidence: Evidence) -> str | None:
 
 def worst_regressions(evaluation: EvalReport, metric: str | None, k: int = 10) -> list[Judged]:
     """The `k` samples on which the tuned answer lost most, worst first; none that did not lose."""
+    return [sample for gain, _, sample in sorted(_gains(evaluation, metric), key=lambda g: g[:2]) if gain < 0][:k]
+
+
+def largest_gains(evaluation: EvalReport, metric: str | None, k: int = 5) -> list[Judged]:
+    """The `k` samples on which the tuned answer won most, best first; none that did not win."""
+    ordered = sorted(_gains(evaluation, metric), key=lambda g: (-g[0], g[1]))
+    return [sample for gain, _, sample in ordered if gain > 0][:k]
+
+
+def _gains(evaluation: EvalReport, metric: str | None) -> list[tuple[float, str, Judged]]:
+    """(gain, id, sample) of those that the metric scores alone; more is better."""
     if metric is None:
         return []
     sign = 1 if evaluation.metrics[metric].higher_is_better else -1
-    lost = []
+    found = []
     for sample in evaluation.samples:
         baseline, tuned = sample.scores.get(metric, (None, None))
-        if baseline is not None and tuned is not None and sign * (tuned - baseline) < 0:
-            lost.append((sign * (tuned - baseline), sample.id, sample))
-    return [sample for *_, sample in sorted(lost, key=lambda item: item[:2])[:k]]
+        if baseline is not None and tuned is not None:
+            found.append((sign * (tuned - baseline), sample.id, sample))
+    return found
 
 
 def drawn_samples(evaluation: EvalReport, seed: int, k: int = 20) -> list[Judged]:
@@ -104,8 +164,13 @@ def drawn_samples(evaluation: EvalReport, seed: int, k: int = 20) -> list[Judged
 def not_measured(evidence: Evidence) -> list[str]:
     """What a reader might take for granted and no number here covers."""
     evaluation = evidence.evaluation
+    kinds = {suite.kind for suite in suites(evaluation)}
     gaps = [
-        "Safety: nobody tested for harmful, biased or private content in the answers.",
+        (
+            "Safety: beyond a few plain requests, nobody tested for harmful or private content in the answers."
+            if any(name.endswith("_declined") for name in evaluation.metrics)
+            else "Safety: nobody tested for harmful or private content in the answers."
+        ),
         "Truth: answers were compared with references by program; "
         + (
             "people said which they prefer." if HUMAN_PREFERENCE in evaluation.metrics else "no person has judged them."
@@ -116,8 +181,12 @@ def not_measured(evidence: Evidence) -> list[str]:
         ),
         "Other inputs: the numbers hold for prompts like those of the test set, not beyond.",
     ]
-    if "general_perplexity" not in evaluation.metrics:
+    if "retention" not in kinds:
         gaps.append("Forgetting: general ability outside the task was not measured.")
-    if not evaluation.slices:
+    if "bias" not in kinds:
+        gaps.append("Bias: whether answers depend on who is spoken of was not measured.")
+    if "robustness" not in kinds:
+        gaps.append("Robustness: whether typing errors or another wording change the answers was not measured.")
+    if not evaluation.slices and not evaluation.searched:
         gaps.append("Groups: the recipe names no slices, so a group that fares worse would not be seen.")
     return gaps

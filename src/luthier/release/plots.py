@@ -1,4 +1,4 @@
-"""Small plots as SVG text: intervals, pairs of intervals, shares, lines. Pure functions, no dependency.
+"""Small plots as SVG text: intervals, pairs of intervals, shares, lines, reliability. Pure functions, no dependency.
 
 Everything is drawn in currentColor inside groups with a class (`tuned`, `base`, `muted`), so a page gives
 colours by CSS and dark mode costs nothing; without CSS a plot is still readable. Sizes are in SVG units,
@@ -17,8 +17,10 @@ from luthier.release.wording import visible
 Scale = Callable[[float], float]
 Span = tuple[float, float, float]
 """(value, low, high)"""
+Bin = tuple[float, Span, int]
+"""(sureness, share right with its interval, n)"""
 WIDTH = 260
-"""Of every plot but the line chart."""
+"""Of every plot but the line chart and the reliability plot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +54,14 @@ def interval_plot(
 ) -> str:
     """A dot and whisker of a gain, with the zero line; `limit` marks what the whisker must not reach.
 
-    Right is better. With a `domain` the axis is left out, so that rows of a table share one scale.
+    Right is better. With a `domain` axis and words are left out: rows of a table share one scale, see `axis_plot`.
     """
     low, high = domain or padded([0.0, *span, *([] if limit is None else [limit])])
     x = _scale(low, high, 10, WIDTH - 10)
     y, top, bottom = (12.0, 0.0, 24.0) if domain else (24.0, 6.0, 40.0)
     parts = []
     if limit is not None:
-        parts += _limit(x(limit), top, bottom, "limit" if limit else "limit = 0")
+        parts += _limit(x(limit), top, bottom, "" if domain else "limit" if limit else "limit = 0")
     parts.append(_line(x(0), top, x(0), bottom, "zero"))
     parts.append(_whisker(span, x, y, "tuned"))
     if domain is None:
@@ -69,15 +71,28 @@ def interval_plot(
     return _svg(WIDTH, 24 if domain else 74, label, words, parts)
 
 
-def pair_plot(baseline: Span, tuned: Span, *, label: str) -> str:
-    """Base above tuned on one scale, each a dot and whisker. The axis need not hold zero."""
-    low, high = padded([*baseline, *tuned])
-    x = _scale(low, high, 44, WIDTH - 10)
+def pair_plot(baseline: Span, tuned: Span, *, domain: tuple[float, float] | None = None, label: str) -> str:
+    """Base above tuned on one scale, each a dot and whisker. The axis need not hold zero.
+
+    With a `domain` axis and names are left out, as in `interval_plot`.
+    """
+    low, high = domain or padded([*baseline, *tuned])
+    x = _scale(low, high, 10 if domain else 44, WIDTH - 10)
+    rows = (("base", baseline, 8.0 if domain else 12.0), ("tuned", tuned, 22.0 if domain else 32.0))
     parts = []
-    for style, span, y in (("base", baseline, 12.0), ("tuned", tuned, 32.0)):
-        parts += [_text(0, y + 4, style, "start", style), _whisker(span, x, y, style)]
-    parts += _axis(low, high, x, 46, about=4)
-    return _svg(WIDTH, 66, label, f"base: {_describe(baseline)}; tuned: {_describe(tuned)}", parts)
+    for style, span, y in rows:
+        parts += [] if domain else [_text(0, y + 4, style, "start", style)]
+        parts.append(_whisker(span, x, y, style))
+    if domain is None:
+        parts += _axis(low, high, x, 46, about=4)
+    words = f"base: {_describe(baseline)}; tuned: {_describe(tuned)}"
+    return _svg(WIDTH, 30 if domain else 66, label, words, parts)
+
+
+def axis_plot(domain: tuple[float, float], *, signed: bool = False, label: str) -> str:
+    """The axis alone, to stand under rows that share the `domain`."""
+    low, high = domain
+    return _svg(WIDTH, 22, label, "", _axis(low, high, _scale(low, high, 10, WIDTH - 10), 1, about=4, signed=signed))
 
 
 def share_bar(wins: int, ties: int, losses: int) -> str:
@@ -119,6 +134,32 @@ def line_chart(
     parts += _legend(series, right)
     words = "; ".join(f"{s.name}: from {_short(s.points[0][1])} to {_short(s.points[-1][1])}" for s in series)
     return _svg(width, height, label, words, parts)
+
+
+def reliability_plot(baseline: Sequence[Bin], tuned: Sequence[Bin], *, label: str) -> str:
+    """How sure (right) against how often right (up), of answers of about the same sureness, with intervals.
+
+    On the dashed diagonal a model is right as often as it is sure to be; below it, it is too sure.
+    """
+    size, left, top = 380, 46.0, 32.0
+    right, bottom = size - 14.0, size - 46.0
+    x, y = _scale(0, 1, left, right), _scale(0, 1, bottom, top)
+    parts = [*_grid(0, 1, y, left, right), *_axis(0, 1, x, bottom, about=5)]
+    parts += [_line(x(0), y(0), x(1), y(1), "zero", dashes="5 4")]
+    parts += [_text((left + right) / 2, size - 8, "how sure of the label", "middle", "muted")]
+    parts += [_text(0, 12, "share right", "start", "muted")]
+    for style, bins in (("base", baseline), ("tuned", tuned)):
+        points = [(sure, share) for sure, (share, _, _), _ in bins]
+        parts += [_polyline(Series(style, points, style), x, y)] if len(points) > 1 else []
+        parts += [_upright(span, x(sure), y, style) for sure, span, _ in bins]
+    shown = [Series(name, (), name, dots=True) for name, bins in (("base", baseline), ("tuned", tuned)) if bins]
+    parts += _legend(shown, right)
+    words = "; ".join(
+        f"{name}: " + ", ".join(f"sure {_short(sure)}, right {_describe(span)}, n {n}" for sure, span, n in bins)
+        for name, bins in (("base", baseline), ("tuned", tuned))
+        if bins
+    )
+    return _svg(size, size, label, words, parts)
 
 
 def padded(values: Sequence[float]) -> tuple[float, float]:
@@ -170,13 +211,25 @@ def _line(x1: float, y1: float, x2: float, y2: float, style: str, dashes: str = 
 
 def _whisker(span: Span, x: Scale, y: float, style: str) -> str:
     at, low, high = (x(value) for value in span)
-    filled = style == "tuned"
-    paint = 'fill="currentColor"' if filled else 'class="hollow" fill="none" stroke="currentColor" stroke-width="2"'
     return (
         f'<g class="{style}"><path d="M{low:.1f} {y - 4:.1f}v8M{low:.1f} {y:.1f}H{high:.1f}M{high:.1f} {y - 4:.1f}v8" '
-        'fill="none" stroke="currentColor" stroke-width="2"/>'
-        f'<circle cx="{at:.1f}" cy="{y:.1f}" r="{5 if filled else 4.5}" {paint}/></g>'
+        f'fill="none" stroke="currentColor" stroke-width="2"/>{_dot(at, y, style)}</g>'
     )
+
+
+def _upright(span: Span, x: float, y: Scale, style: str) -> str:
+    """A whisker that stands."""
+    at, low, high = (y(value) for value in span)
+    return (
+        f'<g class="{style}"><path d="M{x - 3:.1f} {low:.1f}h6M{x:.1f} {low:.1f}V{high:.1f}M{x - 3:.1f} {high:.1f}h6" '
+        f'fill="none" stroke="currentColor" stroke-width="1.5"/>{_dot(x, at, style)}</g>'
+    )
+
+
+def _dot(x: float, y: float, style: str, radius: float = 5) -> str:
+    filled = style == "tuned"
+    paint = 'fill="currentColor"' if filled else 'class="hollow" fill="none" stroke="currentColor" stroke-width="2"'
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius if filled else radius - 0.5:g}" {paint}/>'
 
 
 def _limit(at: float, top: float, bottom: float, words: str) -> list[str]:
@@ -188,7 +241,7 @@ def _limit(at: float, top: float, bottom: float, words: str) -> list[str]:
             'fill="currentColor" fill-opacity="0.09"/></g>'
         ),
         _line(at, top, at, bottom, "base", dashes="4 3", thick=1.5),
-        _text(at + side, 10, words, anchor, "base"),
+        *([_text(at + side, 10, words, anchor, "base")] if words else []),
     ]
 
 
@@ -235,7 +288,7 @@ def _legend(series: Sequence[Series], right: float) -> list[str]:
         start = at - 6.2 * len(s.name)
         parts.append(_text(start, 12, s.name, "start", s.style))
         parts.append(_line(start - 24, 8, start - 6, 8, s.style, thick=2.2 if s.dots else 1.4))
-        parts += [f'<g class="{s.style}"><circle cx="{start - 15:.1f}" cy="8" r="3" fill="currentColor"/></g>'] * s.dots
+        parts += [f'<g class="{s.style}">{_dot(start - 12, 8, s.style, 3.5)}</g>'] * s.dots
         at = start - 38
     return parts
 

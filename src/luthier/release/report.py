@@ -1,8 +1,9 @@
 """The report: one page for people, one JSON for programs, both from the same evidence.
 
 The page is a single HTML file without scripts or requests, readable on a phone, on paper, in the dark. All
-text from data is escaped and its invisible characters are shown. This module chooses and orders; the words
-are in `wording`, the drawings in `plots`, the look in `templates/`.
+text from data is escaped and its invisible characters are shown. This module chooses and orders, with `sections`
+and `labels` for what is below the metrics; the words are in `wording`, the drawings in `plots`, the look in
+`templates/`.
 """
 
 from __future__ import annotations
@@ -16,23 +17,35 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from luthier.recipe import to_yaml
-from luthier.records import Comparison, Judged, RuleResult
-from luthier.release import plots, wording
+from luthier.records import Comparison, RuleResult
+from luthier.release import plots, sections, wording
 from luthier.release.evidence import (
     Evidence,
     claims,
     drawn_samples,
+    largest_gains,
     main_metric,
+    main_metrics,
     method,
     not_measured,
+    outcome_of,
     worst_regressions,
 )
+from luthier.release.failures import kinds_of_failure
 from luthier.release.gate import limit
+from luthier.release.labels import labels_section
+from luthier.release.learning import in_words, learning
 
 LONGEST_TEXT = 20_000
 """Characters of one prompt or answer on the page; the run folder has the rest."""
-SLICE_ROWS = 12
-"""Values of a slice shown at once; the others unfold."""
+ROWS_SHOWN = 12
+"""Rows of a table shown at once; the others unfold."""
+CARDS_SHOWN = 5
+"""Samples of one list shown at once; the others unfold."""
+METRICS_SHOWN = 6
+"""Metrics shown at once, and all on which a rule stands; the others unfold."""
+LISTED = 10
+"""Confusions of one model shown at once; the others unfold."""
 
 
 def report_json(evidence: Evidence) -> dict[str, Any]:
@@ -45,6 +58,7 @@ def report_json(evidence: Evidence) -> dict[str, Any]:
         "rules": verdict["rules"],
         "metrics": metrics,
         "claims": [asdict(claim) for claim in claims(evidence.evaluation)],
+        "failures": [asdict(kind) for kind in kinds_of_failure(evidence.evaluation)],
         "slices": slices,
         "audit": evidence.audit.model_dump(mode="json"),
         "run": {
@@ -62,9 +76,12 @@ def report_json(evidence: Evidence) -> dict[str, Any]:
 
 def report_html(evidence: Evidence) -> str:
     """The report as one self-contained page."""
-    metric = main_metric(evidence)
-    worst = worst_regressions(evidence.evaluation, metric)
-    drawn = drawn_samples(evidence.evaluation, evidence.recipe.seed)
+    evaluation, metric = evidence.evaluation, main_metric(evidence)
+    shown_samples = {
+        "worst": worst_regressions(evaluation, metric),
+        "best": largest_gains(evaluation, metric),
+        "samples": drawn_samples(evaluation, evidence.recipe.seed),
+    }
     page = _templates().get_template("report.html")
     return page.render(
         e=evidence,
@@ -72,19 +89,24 @@ def report_html(evidence: Evidence) -> str:
         headline=headline(evidence),
         found=found(evidence),
         rules=[_rule_row(rule) for rule in evidence.verdict.rules],
-        metrics=[_metric_row(c) for c in evidence.evaluation.metrics.values()],
-        claims=claims(evidence.evaluation),
+        metrics=_metric_rows(evidence),
+        claims=claims(evaluation),
+        labels=labels_section(evaluation),
         curves=_curves(evidence),
-        slices=_slices(evidence),
+        slices=sections.slices(evidence),
+        discovered=sections.discovered(evaluation),
+        suites=sections.suite_sections(evidence),
+        failures=sections.failures(evaluation),
         main_metric=metric,
-        worst=[_sample_card(s, evidence, metric) for s in worst],
-        samples=[_sample_card(s, evidence, metric) for s in drawn],
+        **{name: [sections.sample_card(s, evaluation, metric) for s in of] for name, of in shown_samples.items()},
         not_measured=not_measured(evidence),
         tokens=[(key, wording.number(n)) for key, n in evidence.audit.tokens.items()],
         recipe_yaml=to_yaml(evidence.recipe),
         w=wording,
         LONGEST_TEXT=LONGEST_TEXT,
-        SLICE_ROWS=SLICE_ROWS,
+        ROWS_SHOWN=ROWS_SHOWN,
+        CARDS_SHOWN=CARDS_SHOWN,
+        LISTED=LISTED,
     )
 
 
@@ -140,6 +162,15 @@ def _rule_row(rule: RuleResult) -> dict[str, Any]:
     }
 
 
+def _metric_rows(evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
+    """The metrics of the test set, those of the rules first; `folded` are those that unfold."""
+    ruled = {rule.comparison.metric for rule in evidence.verdict.rules}
+    ordered = sorted(main_metrics(evidence.evaluation), key=lambda c: c.metric not in ruled)
+    rows = [_metric_row(c) | {"outcome": outcome_of(evidence.verdict, c.metric)} for c in ordered]
+    n = max(METRICS_SHOWN, sum(c.metric in ruled for c in ordered))
+    return {"shown": rows[:n], "folded": rows[n:]}
+
+
 def _metric_row(c: Comparison) -> dict[str, Any]:
     pair = plots.pair_plot(
         (c.baseline, c.baseline_low, c.baseline_high),
@@ -177,42 +208,11 @@ def _curves(evidence: Evidence) -> dict[str, Any]:
             )
         )
 
-    return {"wide": chart(920, 340), "narrow": chart(360, 280), "best": best}
-
-
-def _slices(evidence: Evidence) -> list[dict[str, Any]]:
-    """Per slice: its tables, the first rule's metric first, the values that changed worst on top."""
-    tables = []
-    for name, values in evidence.evaluation.slices.items():
-        metrics = list(dict.fromkeys(m for of_value in values.values() for m in of_value))
-        ruled = (rule.comparison.metric for rule in evidence.verdict.rules)
-        first = next((m for m in ruled if m in metrics), None)
-        metrics.sort(key=lambda m: m != first)  # stable: the others stay in the recipe's order
-        tables.append({"name": name, "metrics": [_slice_table(m, values) for m in metrics]})
-    return tables
-
-
-def _slice_table(metric: str, values: dict[str, dict[str, Comparison]]) -> dict[str, Any]:
-    compared = [(value, of_value[metric]) for value, of_value in values.items() if metric in of_value]
-    compared.sort(key=lambda item: item[1].delta)
-    shared = plots.padded([0.0, *(end for _, c in compared for end in (c.low, c.delta, c.high))])
-    rows = []
-    for value, c in compared:
-        plot = plots.interval_plot((c.delta, c.low, c.high), domain=shared, label=f"change of {metric}")
-        rows.append({"value": value, "c": c, "told": wording.told(c), "plot": Markup(plot)})
-    return {"metric": metric, "rows": rows}
-
-
-def _sample_card(sample: Judged, evidence: Evidence, metric: str | None) -> dict[str, Any]:
-    """A sample with the scores that differ; the main metric's also where it does not."""
-    lines = []
-    for name in sorted(sample.scores, key=lambda m: m != metric):
-        baseline, tuned = sample.scores[name]
-        c = evidence.evaluation.metrics.get(name)
-        if c is None or baseline is None or tuned is None or (tuned == baseline and name != metric):
-            continue
-        better = (tuned > baseline) == c.higher_is_better
-        word = "same" if tuned == baseline else "better" if better else "worse"
-        before, after = wording.pair(baseline, tuned)
-        lines.append({"metric": name, "baseline": before, "tuned": after, "word": word})
-    return {"sample": sample, "scores": lines}
+    seen = learning(training)
+    return {
+        "wide": chart(920, 340),
+        "narrow": chart(360, 280),
+        "best": best,
+        "overfitting": seen.overfitting is not None,
+        "told": in_words(seen),
+    }

@@ -51,7 +51,12 @@ MEANING = {
 
 def meaning(metric: str) -> str:
     """One line on what a metric measures; a metric of the recipe's own says so."""
-    return MEANING.get(metric.lower().replace("_", ""), "Defined by the recipe.")
+    return MEANING.get(plain(metric), "Defined by the recipe.")
+
+
+def plain(metric: str) -> str:
+    """A metric's name as `MEANING` has it."""
+    return metric.lower().replace("_", "")
 
 
 def direction(comparison: Comparison) -> str:
@@ -102,6 +107,18 @@ def p_value(p: float) -> str:
 def percent(fraction: float) -> str:
     """`95 %`, `3.5 %`: at most three significant digits; the space does not break."""
     return f"{fraction * 100:.3g}\xa0%"
+
+
+def power_of_ten(value: float) -> str:
+    """`2.2 × 10^14`."""
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits} × 10^{int(exponent)}"
+
+
+def share(span: tuple[float, float, float]) -> str:
+    """A share with its interval: `83 % (61 to 94)`, in whole per cent."""
+    value, low, high = (f"{100 * part:.0f}" for part in span)
+    return f"{value}\xa0% ({low} to {high})"
 
 
 def count(n: float, noun: str, plural: str = "") -> str:
