@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from luthier import lifecycle
-from luthier.errors import RunError
+from luthier.errors import LuthierError, RunError
 from luthier.records import EvalReport, RunRecord
 from luthier.store import stage_record
 
@@ -240,6 +240,17 @@ def test_a_recipe_is_derived_from_data_and_kept(project: Path, tiny: Path) -> No
     assert (done.folder / "recipe.yaml").is_file() and any("derived from" in line for line in said.lines)
     again = lifecycle.run(done.folder, workspace=project / "runs", report=said)
     assert again.folder == done.folder
+
+
+def test_what_cannot_be_judged_stops_before_training(project: Path) -> None:
+    for settings, code in (
+        (("data.split.test_fraction=0.0",), "LU-D070"),
+        (("release.rules.0.where={topic: nowhere}",), "LU-E007"),
+        (("evaluate.suites=[{name: x, path: missing.jsonl, form: pairs}]",), "LU-D071"),
+    ):
+        with pytest.raises(LuthierError, match=code):
+            run(project, *settings)
+    assert not list(project.glob("runs/*/train"))
 
 
 # -- kill -9 ----------------------------------------------------------------------------------------------------------

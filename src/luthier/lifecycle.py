@@ -85,6 +85,8 @@ def run(
         work = _Work(recipe, origin, folder, workspace, base, report)
         for stage in STAGES[: STAGES.index(until) + 1]:
             _do(work, stage)
+            if stage == "prepare" and until in ("evaluate", "release"):
+                _foresee(work)
     return read_run(folder)
 
 
@@ -128,6 +130,12 @@ def _prepare(work: _Work, out: Path) -> dict[str, Any]:
     encoder = Encoder(load_tokenizer(work.base), work.recipe.data.max_tokens or context_tokens(work.base))
     audit = prepare(work.recipe, work.origin, out, encoder)
     return {"task": audit.task, **audit.sides}
+
+
+def _foresee(work: _Work) -> None:
+    from luthier.evaluate import foresee
+
+    foresee(work.recipe, work.folder / "prepare", work.origin)
 
 
 def _train(work: _Work, out: Path) -> dict[str, Any]:

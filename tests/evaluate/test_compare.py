@@ -13,7 +13,15 @@ import pytest
 from luthier import stats
 from luthier.errors import UserError
 from luthier.evaluate.build import build
-from luthier.evaluate.compare import Answers, check_names, check_rules, compare_models, comparisons_for, tag_text
+from luthier.evaluate.compare import (
+    Answers,
+    check_names,
+    check_rules,
+    check_values,
+    compare_models,
+    comparisons_for,
+    tag_text,
+)
 from luthier.evaluate.suite import general
 from luthier.metric import MeanMetric, Metric, Sample
 from luthier.recipe import Recipe, Rule, Use
@@ -397,10 +405,33 @@ def test_statistics_of_different_lengths() -> None:
         report(Ragged())
 
 
-def test_a_mistake_of_a_plug_in_names_its_sample(tmp_path: Any) -> None:
-    (tmp_path / "own.py").write_text("def bad(sample):\n    return 'no' if sample.id == 'i7' else 1\n")
-    with pytest.raises(UserError, match="LU-E005 sample i7"):
-        report(*built_in("exact_match"), build(Use(use="own:bad"), (), tmp_path))
+@pytest.mark.parametrize(
+    ("does", "code"), [("return 'no'", "LU-E005"), ("return float('nan')", "LU-E005"), ("return 1 / 0", "LU-E004")]
+)
+def test_a_metric_that_fails_is_named_with_its_sample_and_costs_no_other(does: str, code: str, tmp_path: Any) -> None:
+    (tmp_path / "own.py").write_text(f"def bad(sample):\n    if sample.id == 'i7':\n        {does}\n    return 1\n")
+    bad = build(Use(use="own:bad"), (), tmp_path)
+    found = report(*built_in("exact_match"), bad)
+    assert set(found.metrics) == {"exact_match"} and all("bad" not in s.scores for s in found.samples)
+    [note] = [n for n in found.notes if n.startswith("bad is not reported, it failed")]
+    assert f"{code} sample i7" in note
+    ours, theirs = answers("tuned", right=0.8), answers("base")
+    with pytest.raises(UserError, match=f"{code} sample i7"):  # a rule cannot do without it
+        compare_models(ours, theirs, metrics=[bad], recipe=recipe({**RULE, "metric": "bad"}), task="answer")
+
+
+def test_a_rule_whose_metric_can_have_no_value_is_foreseen() -> None:
+    rule = Rule(metric="choice_skill", must="beat_baseline")
+    metrics = [build(Use(use="choice_skill"), ("ham", "spam"), None)]
+
+    def right(labels: tuple[str, ...]) -> list[Sample]:
+        return [
+            sample(x, x, id=f"i{n}", choices={y: float(y != x) for y in ("ham", "spam")}) for n, x in enumerate(labels)
+        ]
+
+    check_values([rule], metrics, right(("ham", "spam")))
+    with pytest.raises(UserError, match="LU-E008 release.rules.0: 'choice_skill' would have no value"):
+        check_values([rule], metrics, right(("ham", "ham")))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from luthier.evaluate.run import compare_answers, evaluate
+    from luthier.evaluate.run import compare_answers, evaluate, foresee
 
-__all__ = ["compare_answers", "evaluate"]
+__all__ = ["compare_answers", "evaluate", "foresee"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,7 +107,9 @@ def compare_models(
     check_names(metrics, suites)
     check_rules(recipe.release.rules, metrics, suites, [s.tags for s in tuned.samples])
     notes: list[str] = []
-    known = [_read(metric.name, metric, tuned.samples, baseline.samples, notes) for metric in metrics]
+    ruled = {rule.metric for rule in recipe.release.rules}
+    read = (_try_to_read(metric, tuned.samples, baseline.samples, ruled, notes) for metric in metrics)
+    known = [metric for metric in read if metric]
     everywhere = [
         *known,
         *(
@@ -203,6 +205,25 @@ def check_rules(
         raise EvaluationError(*problems)
 
 
+def check_values(rules: Sequence[Rule], metrics: Sequence[Metric], right: Sequence[Sample]) -> None:
+    """Whether the rules' metrics have a value at all: by samples `right`, each answered with its reference.
+
+    Raises EvaluationError LU-E008 with all problems, and what a plug-in does wrong.
+    """
+    problems = []
+    for i, rule in enumerate(rules):
+        for metric in metrics:
+            if metric.name != rule.metric:
+                continue
+            rows = [n for n, sample in enumerate(right) if _matches(sample.tags, rule.where)]
+            if not _read(metric.name, metric, right, right, []).n_usable(rows):
+                found = f"'{rule.metric}' would have no value on these rows even if every answer were right"
+                advice = "hold out rows of every kind and label, or change the rule"
+                problems.append(Problem("LU-E008", f"release.rules.{i}", found, advice))
+    if problems:
+        raise EvaluationError(*problems)
+
+
 def tag_text(value: Any) -> str:
     """A tag as slices and rules name it: text as it is, anything else as JSON, a missing one as "(none)"."""
     if value is None:
@@ -239,6 +260,19 @@ def _read(name: str, metric: Metric, tuned: Sequence[Sample], baseline: Sequence
     if one_sided:
         notes.append(f"{name} applies to only one of the two answers of {one_sided} samples, which it leaves out")
     return _Known(name, metric, tuned, baseline, known)
+
+
+def _try_to_read(
+    metric: Metric, tuned: Sequence[Sample], baseline: Sequence[Sample], ruled: Collection[str], notes: list[str]
+) -> _Known | None:
+    """A metric that fails costs its own results only, and is said; unless a rule stands on it."""
+    try:
+        return _read(metric.name, metric, tuned, baseline, notes)
+    except EvaluationError as error:
+        if metric.name in ruled:
+            raise
+        notes.append(f"{metric.name} is not reported, it failed: {error.problems[0]}")
+        return None
 
 
 def _applies(metric: _Known, notes: list[str]) -> bool:

@@ -75,7 +75,13 @@ class Exam:
         flat = [e for choices in self._choices for e in choices]
         of_choices = iter(self._nats(decoder, flat, f"{shown}, choices", report))
         return [
-            _sample(item, self._learned(n), nats[n], answers[n], {name: next(of_choices) for name in item.choices})
+            sample_of(
+                item,
+                n_tokens=self._learned(n),
+                nats=nats[n],
+                answer=answers[n],
+                choices={name: next(of_choices) for name in item.choices} or None,
+            )
             for n, item in enumerate(items)
         ]
 
@@ -138,7 +144,8 @@ def _last_learned(encoded: Encoded) -> int:
     return max(t for t, learned in enumerate(encoded.learn) if learned)
 
 
-def _sample(item: Item, n_tokens: int, nats: float, answer: str, choices: Mapping[str, float]) -> Sample:
+def sample_of(item: Item, *, n_tokens: int, nats: float, answer: str, choices: Mapping[str, float] | None) -> Sample:
+    """An item with what one model made of it."""
     conversation = item.conversation
     return Sample(
         id=f"{conversation.id} {conversation.source}",
@@ -150,5 +157,5 @@ def _sample(item: Item, n_tokens: int, nats: float, answer: str, choices: Mappin
         n_tokens=n_tokens,
         n_bytes=sum(len(m.content.encode()) for m in conversation.messages if m.learned),
         tags=conversation.tags,
-        choices=choices or None,
+        choices=choices,
     )

@@ -15,12 +15,12 @@ from luthier.encode import Encoder
 from luthier.errors import DataError, RunError
 from luthier.evaluate.build import build
 from luthier.evaluate.changed import CHANGES, from_tests
-from luthier.evaluate.compare import Answers, check_names, check_rules, compare_models
-from luthier.evaluate.exam import TEST, Exam, dump_samples, load_answers
+from luthier.evaluate.compare import Answers, check_names, check_rules, check_values, compare_models
+from luthier.evaluate.exam import TEST, Exam, dump_samples, load_answers, sample_of
 from luthier.evaluate.forgetting import probe_documents
 from luthier.evaluate.harness import from_task
 from luthier.evaluate.metrics import default_metrics
-from luthier.evaluate.suite import Suite, form_metrics, general, labelled
+from luthier.evaluate.suite import Item, Suite, form_metrics, general, labelled
 from luthier.evaluate.suite_files import from_file
 from luthier.files import write_atomically
 from luthier.metric import Sample
@@ -80,6 +80,29 @@ def evaluate(
     result = result.model_copy(update={"notes": (*notes, *more, *result.notes)})
     result.write(out / "evaluation.json")
     return result
+
+
+def foresee(recipe: Recipe, prepared: Path, folder: Path) -> None:
+    """Whether the rules can be judged on the test side at all: to be known before hours of training.
+
+    Raises DataError LU-D070 where the test side is empty, LU-D071 to LU-D074 where a suite cannot be asked, and
+    EvaluationError: LU-E007 to LU-E009 as `compare_models`, LU-E008 also where a rule's metric would have no value even
+    if every answer were right (one label only, say), LU-E003 to LU-E005 where a rule's metric fails on such answers.
+    """
+    audit = AuditReport.read(prepared / "audit.json")
+    conversations, _ = _test_side(recipe, prepared)
+    metrics = [build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)]
+    suites, _ = _suites(recipe, conversations, folder, chats=True)
+    check_names(metrics, suites)
+    check_rules(recipe.release.rules, metrics, suites, [c.tags for c in conversations])
+    check_values(recipe.release.rules, metrics, [_all_right(c, audit.labels) for c in conversations])
+
+
+def _all_right(conversation: Conversation, labels: tuple[str, ...]) -> Sample:
+    """What a model would leave that gives the reference itself."""
+    choices = {label: float(label != conversation.answer) for label in labels} or None
+    item = Item(conversation)
+    return sample_of(item, n_tokens=1, nats=1.0, answer=conversation.answer, choices=choices)
 
 
 def _suites(

@@ -96,7 +96,9 @@ def overfitting_in_words(found: Learning) -> str:
     o = found.overfitting
     kept = f"The weights of step {found.best_step:,}, from before that, were restored and are the released ones."
     if found.kept_step != found.best_step:
-        kept = f"The released weights are those of step {found.kept_step:,}; the best were those of {found.best_step:,}."
+        kept = (
+            f"The released weights are those of step {found.kept_step:,}; the best were those of {found.best_step:,}."
+        )
     return (
         f"Overfitting from step {o.step:,} on: validation nll was {number(o.validation_rose, 3)} above its best while "
         f"training nll had fallen by {number(o.training_fell, 3)} more. {kept}"
