@@ -192,6 +192,51 @@ def run(
         raise typer.Exit(3)
 
 
+# -- many runs -------------------------------------------------------------------------------------------
+
+
+@app.command()
+def trials(
+    target: Target,
+    vary: Annotated[
+        list[str] | None, typer.Option(help="Try these values; several: every combination.", metavar="SETTING=V,V")
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Try these settings together.", metavar="NAME:SETTING=V,...")
+    ] = None,
+    settings: Set = None,
+    seeds: Annotated[int, typer.Option(help="Trainings of each variant, with the recipe's seed and the next.")] = 3,
+    rungs: Annotated[int, typer.Option(help="Halve the variants: 3 tries 1/4, 1/2 and all of the rows.")] = 1,
+    new_seeds: Annotated[int | None, typer.Option(help="To judge the winner by; else as many as --seeds.")] = None,
+    metric: Annotated[str | None, typer.Option(help="What decides; else the recipe's first rule's metric.")] = None,
+    held_out: Annotated[float, typer.Option(help="Of the training side: half to choose, half to report by.")] = 0.3,
+    workspace: Workspace = RUNS,
+    as_json: Json = False,
+    quiet: Quietly = False,
+) -> None:
+    """Try variants of a recipe on a nested split of its training data; the recipe's own test rows take no part."""
+    from luthier import show
+    from luthier.tune import trials as tune
+
+    report, path = tune.trials(
+        target,
+        tune.variants_of(vary or (), variant or ()),
+        seeds=seeds,
+        overrides=tuple(settings or ()),
+        rungs=tune.halving(rungs),
+        new_seeds=new_seeds,
+        metric=metric,
+        held_out=held_out,
+        workspace=workspace,
+        report=_reporter(quiet),
+    )
+    if as_json:
+        print(json.dumps({"report": str(path), "winner": report.winner, "word": report.report_word}))
+    else:
+        show.trials(report)
+        print(path)
+
+
 # -- looking at runs -------------------------------------------------------------------------------------
 
 

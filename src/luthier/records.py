@@ -243,6 +243,65 @@ class Verdict(Record):
     rules: tuple[RuleResult, ...] = Field(min_length=1)
 
 
+class TrialRun(Record):
+    """One training of a variant, measured."""
+
+    variant: str
+    seed: int
+    rung: float
+    """Fraction of the training rows."""
+    part: Literal["choose", "report"]
+    """The nested rows that it was asked."""
+    run: str
+    """Name of the run's folder."""
+    value: float
+    seconds: float
+    """Of training and evaluation, wherever and whenever they ran."""
+
+
+class VariantResult(Record):
+    """A variant on the rows by which is chosen, at the rung that it reached."""
+
+    name: str
+    settings: tuple[str, ...]
+    rung: float
+    value: float
+    """Mean over the seeds."""
+    comparison: Comparison | None
+    """With the baseline at that rung, over the same rows and seeds; None for the baseline itself."""
+    p_adjusted: float | None = None
+    """After Holm, over all variants, those that were stopped too; None where none is claimed."""
+    luck: float | None = None
+    """Share of the difference's variance that is the luck of training; None with one seed."""
+    seeds_needed: int | None = None
+    """To show a difference of this size with 80 % power; None: over 100, or not known."""
+    word: Literal["baseline", "stopped", "better", "worse", "not shown"]
+
+
+class TrialsReport(Record):
+    """Variants of a recipe on a nested split of its training side."""
+
+    name: str
+    metric: str
+    higher_is_better: bool
+    confidence: float
+    seeds: tuple[int, ...]
+    rungs: tuple[float, ...]
+    n: dict[str, int]
+    """Conversations to train, validation, choose and report."""
+    variants: tuple[VariantResult, ...]
+    """The baseline first, then as they were given."""
+    winner: str
+    """The best of the finished variants, if it is ahead of the baseline; else the baseline."""
+    report_seeds: tuple[int, ...] = ()
+    report: Comparison | None = None
+    """The winner against the baseline on rows that took no part in choosing; None where the baseline won."""
+    report_luck: float | None = None
+    report_word: Literal["better", "worse", "not shown"] | None = None
+    runs: tuple[TrialRun, ...]
+    notes: tuple[str, ...] = ()
+
+
 class Check(Record):
     """One validation during training."""
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from luthier.errors import printable
 from luthier.recipe import Recipe
-from luthier.records import AuditReport, Comparison, EvalReport, RunRecord
+from luthier.records import AuditReport, Comparison, EvalReport, RunRecord, TrialsReport
 
 if TYPE_CHECKING:
     from luthier.lifecycle import Run
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a pipe has no width: cut no table
 COLOURS = {"PASS": "bold green", "FAIL": "bold red", "UNDERPOWERED": "bold yellow"}
+WORD_COLOURS = {"better": "bold green", "worse": "bold red"}
 N_FINDINGS = 12
 
 
@@ -60,6 +61,47 @@ def _cells(c: Comparison) -> list[str]:
         str(c.n),
         f"{c.wins}/{c.losses}/{c.ties}",
     ]
+
+
+def trials(report: TrialsReport) -> None:
+    """Each variant on the rows by which is chosen, then the winner on the rows that took no part in it."""
+    direction = "more" if report.higher_is_better else "less"
+    console.print(
+        f"{report.metric} ({direction} is better) on {report.n['choose']} nested rows, seeds {_listed(report.seeds)}"
+    )
+    table = Table(*"variant|each seed|mean|better by|interval|p (Holm)|luck|seeds needed|s|rows|".split("|"))
+    for v in report.variants:
+        runs = [r for r in report.runs if (r.variant, r.rung, r.part) == (v.name, v.rung, "choose")]
+        seconds = sum(r.seconds for r in runs) / len(runs)
+        c = v.comparison
+        table.add_row(
+            escape(v.name),
+            _listed([f"{r.value:.4g}" for r in runs]),
+            f"{v.value:.4g}",
+            *(_cells(c)[3:5] if c else ("", "")),
+            "" if v.p_adjusted is None else f"{v.p_adjusted:.2g}",
+            "" if v.luck is None else f"{v.luck:.0%}",
+            "" if v.seeds_needed is None else str(v.seeds_needed),
+            f"{seconds:.0f}",
+            f"{v.rung:.0%}",
+            Text(v.word, style=WORD_COLOURS.get(v.word, "none")),
+        )
+    console.print(table)
+    if c := report.report:
+        settings = next(_listed(v.settings) for v in report.variants if v.name == report.winner)
+        judged = f"on {c.n} rows that took no part in choosing, seeds {_listed(report.report_seeds)}"
+        _, baseline, value, delta, interval, p, *_ = _cells(c)
+        said = f"{report.winner}: {report.report_word}"
+        console.print(Text(said, style=WORD_COLOURS.get(report.report_word or "", "bold")))
+        gain = f"better by {delta} ({interval}), p {p}"
+        console.print(f"{judged}: {value}, baseline {baseline}, {gain}\n{escape(settings)}")
+    troubles = {c.trouble for c in (*(v.comparison for v in report.variants), report.report) if c and c.trouble}
+    for note in (*report.notes, *(f"(!) {trouble}" for trouble in sorted(troubles))):
+        console.print(f"note: {escape(note)}")
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 def audit(report: AuditReport) -> None:

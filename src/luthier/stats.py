@@ -43,7 +43,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -68,7 +68,23 @@ EXACT_CLUSTERS = 13
 TIE = 1e-12
 
 
-def compare(metric: Metric, tuned: Sequence[Sample], baseline: Sequence[Sample], *, confidence: float) -> Comparison:
+@dataclass(frozen=True, slots=True)
+class Luck:
+    """Variation that the samples do not show, because it moves all of them at once: that of the training seeds."""
+
+    error: float
+    """Standard error of the difference, on these samples."""
+    dof: int
+    shared: float
+    """Variance that is in this error and in the samples' own: what seeds and samples do together."""
+
+
+NO_LUCK = Luck(0.0, 1, 0.0)
+
+
+def compare(
+    metric: Metric, tuned: Sequence[Sample], baseline: Sequence[Sample], *, confidence: float, luck: Luck = NO_LUCK
+) -> Comparison:
     """The paired difference of two models on the same samples.
 
     Args:
@@ -76,6 +92,7 @@ def compare(metric: Metric, tuned: Sequence[Sample], baseline: Sequence[Sample],
         tuned: The samples with what the tuned model made of them.
         baseline: The same samples, in the same order, with what the baseline made of them.
         confidence: Two-sided coverage of the intervals, e.g. 0.95.
+        luck: Added to the variation of the samples, in the difference's interval, p value and `min_detectable`.
 
     Returns:
         The comparison; `delta`, `low` and `high` are signed so that more is better, and `low > 0 or high < 0` exactly
@@ -108,6 +125,7 @@ def compare(metric: Metric, tuned: Sequence[Sample], baseline: Sequence[Sample],
     paired = _estimate(delta, influences, discordant)
     if right_or_wrong and not discordant and not _identical(tuned, baseline):
         paired = _unseen(n_clusters, confidence)
+    paired = replace(paired, luck=luck)
     low, high = paired.interval(confidence)
     value_low, value_high = _marginal(values[0], influence[:, 0], alone[:, 0], confidence)
     baseline_low, baseline_high = _marginal(values[1], influence[:, 1], alone[:, 1], confidence)
@@ -129,7 +147,7 @@ def compare(metric: Metric, tuned: Sequence[Sample], baseline: Sequence[Sample],
         wins=wins,
         losses=losses,
         ties=n - wins - losses,
-        min_detectable=(delta - low) + _normal_quantile(POWER) * paired.error,
+        min_detectable=(delta - low) + _normal_quantile(POWER) * math.hypot(paired.own_error, luck.error),
         value_low=value_low,
         value_high=value_high,
         baseline_low=baseline_low,
@@ -214,20 +232,42 @@ class Estimate:
     dof: int
     skew: float
     """Skewness of the estimate: that of one influence over the root of their number."""
+    luck: Luck = NO_LUCK
 
     def interval(self, confidence: float) -> tuple[float, float]:
-        """Two-sided. `skewed` is increasing, so an end is at or beyond a point exactly if both statistics say so."""
+        """Two-sided. `skewed` is increasing, so an end is at or beyond a point exactly if both statistics say so.
+
+        Luck adds the square of its own Student half-width to that of the samples, where what is shared counts once
+        (Howe 1974, J. Am. Stat. Assoc. 69:789, on the sum of two independent means).
+        """
         t = _student_quantile(0.5 + confidence / 2, self.dof)
         down, up = max(t, self._unskewed(t)), max(t, -self._unskewed(-t))
-        return self.value - down * self.error, self.value + up * self.error
+        luck = self.luck.error * _student_quantile(0.5 + confidence / 2, self.luck.dof)
+        return self.value - math.hypot(down * self.own_error, luck), self.value + math.hypot(up * self.own_error, luck)
+
+    @property
+    def own_error(self) -> float:
+        """Of the samples, without what they share with luck."""
+        return math.sqrt(max(self.error**2 - self.luck.shared, 0.0))
 
     def p(self) -> float:
         """Two-sided p of 'the value is 0': the least 1 - confidence at which `interval` leaves 0 out."""
+        if self.luck != NO_LUCK:
+            return self._p_by_search()
         if self.error == 0.0:
             return 1.0 if self.value == 0.0 else 0.0
         t = self.value / self.error
         x = self._skewed(t)
         return 2.0 * _student_tail(min(abs(t), abs(x)), self.dof) if t * x > 0 else 1.0
+
+    def _p_by_search(self) -> float:
+        """The sum of two half-widths has no inverse in closed form."""
+        too_small, enough = 0.0, 1.0
+        for _ in range(60):
+            p = (too_small + enough) / 2
+            low, high = self.interval(1 - p)
+            too_small, enough = (p, enough) if low <= 0.0 <= high else (too_small, p)
+        return enough
 
     def _skewed(self, t: float) -> float:
         """Hall's increasing cubic of the studentised estimate, which takes its skewness out."""

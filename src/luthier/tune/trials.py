@@ -1,0 +1,397 @@
+"""Trials: variants of a recipe, trained with the same seeds and asked the same nested rows.
+
+Each (variant, seed, rung) is an ordinary run of `lifecycle.run`: cached by key, gone on with after a kill, and listed
+with the others. The recipe's own test and validation sides take no part (`nested.py`).
+
+**Successive halving** (Jamieson & Talwalkar 2016): after each rung the worse half of the variants stops, by the low end
+of the difference to the baseline; the baseline always goes on. That is the low end at 68 %, about one standard error:
+at 95 % and with few seeds, what surely changes nothing would go before what probably helps. A rung is a fraction of
+the *training rows*: such a run is a whole one, with its own warm-up, schedule and best weights, and does not depend on
+the clock. Lost: a fraction of the epochs, which are few and whole; and to stop a schedule half-way and go on later,
+whose weights at the stop are those of a high learning rate. So each rung trains anew. Fewer rows favour variants that
+learn much from little: a rung decides who goes on, and claims nothing.
+
+**Claims** are made of the last rung only, after Holm over all variants: the stopped ones count, because they were
+looked at too. The winner's own figure comes from rows, and from trainings, that took no part in the choice, because
+the best of several is partly the luckiest. `effect.py` has the statistics.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from luthier import lifecycle
+from luthier import recipe as recipes
+from luthier.errors import EvaluationError, Problem, RecipeError, RunError, did_you_mean
+from luthier.evaluate.build import build
+from luthier.evaluate.metrics import default_metrics
+from luthier.lifecycle import WORKSPACE
+from luthier.metric import Metric, Sample
+from luthier.progress import Quiet, Reporter
+from luthier.recipe import Recipe, Use, fingerprint, metric_name
+from luthier.records import AuditReport, Comparison, TrialRun, TrialsReport, VariantResult
+from luthier.stats import holm
+from luthier.store import stage_record
+from luthier.tune.effect import Effect, compare_seeds, value_of
+from luthier.tune.nested import Nest, Part, answers_of, make_nest, question
+
+BASELINE = "baseline"
+HELD_OUT = 0.3
+RANKED_AT = 0.68
+"""Confidence of the interval whose low end decides who goes on."""
+FIXED = ("name", "seed", "data", "model.base", "evaluate", "release")
+"""Settings that decide what is asked, and of whom: variants that differ in them cannot be compared pair by pair."""
+
+Variants = Mapping[str, Sequence[str]]
+"""Name -> settings, `model.adapt.rank=8`."""
+
+
+def trials(
+    target: str | Path,
+    variants: Variants,
+    *,
+    seeds: int | Sequence[int],
+    overrides: tuple[str, ...] = (),
+    rungs: Sequence[float] | None = None,
+    new_seeds: int | None = None,
+    metric: str | None = None,
+    held_out: float = HELD_OUT,
+    workspace: Path = WORKSPACE,
+    report: Reporter | None = None,
+) -> tuple[TrialsReport, Path]:
+    """Compare variants with the recipe itself; the report, and the file that it is kept in.
+
+    Args:
+        target: A recipe, data or a run's folder, as for `lifecycle.run`; `overrides` apply to the baseline too.
+        variants: Name -> settings, on top of the recipe. One that changes nothing is left out, and said.
+        seeds: Of all variants alike, so that what one does to all of them cancels; or how many, from the recipe's on.
+        rungs: Rising fractions of the training rows, the last 1; None: every variant runs in full.
+        new_seeds: With how many, that were not used, winner and baseline are trained anew to be judged; None: as many
+            as `seeds`; 0: the trainings that were chosen by are asked, and their luck stays in the figure.
+        metric: What decides; None: the recipe's first rule's on its own test rows.
+        held_out: Fraction of the training side that the trials hold out, half to choose and half to report by.
+
+    Raises RunError LU-U030 to LU-U033 and with what is wrong in a variant's settings, DataError LU-D106, LU-D130,
+    EvaluationError LU-E008, and what a run raises; whatever was finished stays.
+    """
+    say = report or Quiet()
+    rungs = _check_rungs(rungs)
+    recipe, origin = lifecycle.open_target(target, overrides, say)
+    seeds = _check_seeds(seeds, recipe.seed)
+    kept, notes = _check_variants(recipe, variants, origin)
+    outer = lifecycle.run(target, overrides=overrides, workspace=workspace, until="prepare", report=say)
+    nest = make_nest(recipe, origin, outer.folder, workspace, held_out)
+    again = tuple(max(seeds) + 1 + i for i in range(len(seeds) if new_seeds is None else new_seeds))
+    shop = _Shop(nest, kept, _measured(nest, metric), seeds, rungs, again, workspace, say)
+    for line in plan(len(kept), len(seeds), rungs, len(again)):
+        say.say(line)
+    reached = _race(shop)
+    found = _report(shop, reached, *_judge(shop, reached), notes)
+    asked = fingerprint([recipe.model_dump(mode="json"), kept, seeds, rungs, again, found.metric, held_out])
+    path = nest.folder / f"trials-{asked[:6]}.json"
+    found.write(path)
+    return found, path
+
+
+def plan(n_variants: int, n_seeds: int, rungs: Sequence[float], n_again: int) -> list[str]:
+    """What will be run, in words, before anything is."""
+    rounds = _rounds(n_variants, n_seeds, rungs)
+    shown = " + ".join(f"{n} on {fraction:.0%} of the rows" for fraction, n in rounds)
+    full = sum(fraction * n for fraction, n in rounds)
+    trained = f"up to {2 * n_again} more, with new seeds," if n_again else "the winner and the baseline are asked again"
+    return [
+        f"{n_variants} variants and the baseline, {n_seeds} seeds each: {shown}",
+        f"{sum(n for _, n in rounds)} runs, of the cost of {full:.3g} full ones; {trained} to judge the winner",
+    ]
+
+
+def halving(n_rungs: int) -> tuple[float, ...]:
+    """Fractions that double up to 1: 3 -> 1/4, 1/2, 1. Raises RunError LU-U033."""
+    if n_rungs < 1:
+        raise RunError.of("LU-U033", "rungs", f"{n_rungs} rungs", "1 runs every variant in full; 3 is 1/4, 1/2, 1")
+    return tuple(0.5**i for i in reversed(range(n_rungs)))
+
+
+def _rounds(n_variants: int, n_seeds: int, rungs: Sequence[float]) -> list[tuple[float, int]]:
+    """Fraction and number of runs of each rung: the baseline's and those of the variants that are left."""
+    return [(f, n_seeds * (1 + math.ceil(n_variants / 2**i))) for i, f in enumerate(rungs)]
+
+
+# -- the runs -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Shop:
+    """What all runs share, and, in `runs`, what has come of them."""
+
+    nest: Nest
+    variants: dict[str, tuple[str, ...]]
+    use: Use
+    seeds: tuple[int, ...]
+    rungs: tuple[float, ...]
+    again: tuple[int, ...]
+    """The seeds with which the winner is judged; none: those that it was chosen by."""
+    workspace: Path
+    report: Reporter
+    runs: list[TrialRun] = field(default_factory=list)
+
+    def ask(self, variant: str, seeds: Sequence[int], rung: float, part: Part) -> list[list[Sample]]:
+        """What a variant answers after training with each seed, in the order of the rows' ids."""
+        return [self._ask(variant, seed, rung, part) for seed in seeds]
+
+    @property
+    def confidence(self) -> float:
+        return self.nest.recipe.evaluate.confidence
+
+    def metric(self, run: str) -> Metric:
+        """What decides, for the labels that were in the data of the run."""
+        audit = AuditReport.read(self.workspace / run / "prepare" / "audit.json")
+        return build(self.use, audit.labels, self.nest.origin)
+
+    def compare(self, ours: list[list[Sample]], theirs: list[list[Sample]], confidence: float) -> Effect:
+        return compare_seeds(self.metric(self.runs[-1].run), ours, theirs, confidence=confidence)
+
+    def _ask(self, variant: str, seed: int, rung: float, part: Part) -> list[Sample]:
+        self.report.say(f"trial {len(self.runs) + 1}: {variant}, seed {seed}, {rung:.0%} of the rows, to {part}")
+        recipe = self.nest.recipe
+        name = f"{recipe.name[:24]}.{re.sub('[^A-Za-z0-9-]+', '-', variant)[:24]}.{seed}"
+        run = lifecycle.run(
+            question(self.nest, metric_name(self.use), part, rung),
+            overrides=(*self.variants.get(variant, ()), f"seed={seed}", f'name="{name}"'),
+            workspace=self.workspace,
+            until="evaluate",
+            report=self.report,
+        ).folder
+        samples = answers_of(run, recipe.evaluate.cluster_by)
+        seconds = [r.seconds for stage in ("train", "evaluate") if (r := stage_record(run, stage))]
+        self.runs.append(
+            TrialRun(
+                variant=variant,
+                seed=seed,
+                rung=rung,
+                part=part,
+                run=run.name,
+                value=value_of(self.metric(run.name), samples),
+                seconds=round(sum(seconds), 3),
+            )
+        )
+        if len(self.runs) == 1:
+            rounds = _rounds(len(self.variants), len(self.seeds), self.rungs)
+            whole = sum(n * (seconds[0] * fraction / rung + seconds[1]) for fraction, n in rounds)
+            self.report.say(f"the first run took {sum(seconds):.0f} s; all rungs: about {whole / 60:.1f} minutes")
+        return samples
+
+
+@dataclass(frozen=True, slots=True)
+class _Reached:
+    """How far a variant came, and how it stood there."""
+
+    rung: float
+    effect: Effect
+    low: float
+    """By which it is ranked."""
+
+
+def _race(shop: _Shop) -> dict[str, _Reached]:
+    """Variant -> where it ended, the best of the last rung first."""
+    reached: dict[str, _Reached] = {}
+    running = list(shop.variants)
+    for rung in shop.rungs:
+        baseline = shop.ask(BASELINE, shop.seeds, rung, "choose")
+        for name in running:
+            answers = shop.ask(name, shop.seeds, rung, "choose")
+            low = shop.compare(answers, baseline, RANKED_AT).comparison.low
+            reached[name] = _Reached(rung, shop.compare(answers, baseline, shop.confidence), low)
+        running.sort(key=lambda name: -reached[name].low)
+        n = math.ceil(len(running) / 2) if rung < 1 else len(running)
+        if n < len(running):
+            shop.report.say(f"rung {rung:.0%}: {', '.join(running[:n])} go on, {', '.join(running[n:])} stop")
+        running = running[:n]
+    return {name: reached[name] for name in [*running, *(n for n in reached if n not in running)]}
+
+
+def _judge(shop: _Shop, reached: dict[str, _Reached]) -> tuple[str, Effect | None]:
+    """The winner, and how it stands on rows that took no part in choosing it; the baseline needs no judgement."""
+    winner = next(iter(reached))
+    if reached[winner].effect.comparison.delta <= 0:
+        return BASELINE, None
+    baseline, answers = (shop.ask(name, shop.again or shop.seeds, 1.0, "report") for name in (BASELINE, winner))
+    return winner, shop.compare(answers, baseline, shop.confidence)
+
+
+# -- what is said of them -----------------------------------------------------------------------------------------
+
+
+def _report(
+    shop: _Shop, reached: dict[str, _Reached], winner: str, judged: Effect | None, notes: list[str]
+) -> TrialsReport:
+    return TrialsReport(
+        name=shop.nest.recipe.name,
+        metric=metric_name(shop.use),
+        higher_is_better=reached[next(iter(reached))].effect.comparison.higher_is_better,
+        confidence=shop.confidence,
+        seeds=shop.seeds,
+        rungs=shop.rungs,
+        n={part: len(rows) for part, rows in shop.nest.parts.items()},
+        variants=_results(shop, reached),
+        winner=winner,
+        report_seeds=shop.again or shop.seeds if judged else (),
+        report=judged.comparison if judged else None,
+        report_luck=judged.luck if judged else None,
+        report_word=_word(judged.comparison, judged.comparison.p, shop.confidence) if judged else None,
+        runs=tuple(shop.runs),
+        notes=(*notes, *_notes(shop, judged)),
+    )
+
+
+def _results(shop: _Shop, reached: dict[str, _Reached]) -> tuple[VariantResult, ...]:
+    """The baseline, then each variant with its p value among those of all."""
+    finished = {name: at.rung == 1.0 for name, at in reached.items()}
+    p_values = [at.effect.comparison.p if finished[name] else 1.0 for name, at in reached.items()]
+    adjusted = dict(zip(reached, holm(p_values), strict=True))
+    value = reached[next(iter(reached))].effect.comparison.baseline
+    baseline = VariantResult(name=BASELINE, settings=(), rung=1.0, value=value, comparison=None, word="baseline")
+    return baseline, *(
+        VariantResult(
+            name=name,
+            settings=settings,
+            rung=reached[name].rung,
+            value=(effect := reached[name].effect).comparison.value,
+            comparison=effect.comparison,
+            p_adjusted=adjusted[name] if finished[name] else None,
+            luck=effect.luck,
+            seeds_needed=effect.seeds_needed,
+            word=_word(effect.comparison, adjusted[name], shop.confidence) if finished[name] else "stopped",
+        )
+        for name, settings in shop.variants.items()
+    )
+
+
+def _word(comparison: Comparison, p: float, confidence: float) -> Literal["better", "worse", "not shown"]:
+    if comparison.trouble or p >= 1 - confidence:
+        return "not shown"
+    return "better" if comparison.delta > 0 else "worse"
+
+
+def _notes(shop: _Shop, judged: Effect | None) -> list[str]:
+    notes = []
+    if len(shop.seeds) == 1:
+        notes.append("one seed: the intervals do not cover the luck of training; two or more seeds would tell")
+    if judged is None:
+        notes.append("no variant is ahead of the recipe itself: keep it; the rows to report by were not used")
+    elif not shop.again:
+        notes.append("the winner is judged by the trainings that it was chosen by: their luck is still in its figure")
+    elif len(shop.again) == 1:
+        notes.append("one seed judged the winner: that interval does not cover the luck of training")
+    if shop.nest.recipe.train.max_minutes:
+        notes.append("train.max_minutes bounds each training: what was found depends on this machine's speed")
+    return notes
+
+
+# -- what may be asked --------------------------------------------------------------------------------------------
+
+
+def variants_of(vary: Sequence[str], named: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """From the command line: the grid of `model.adapt.rank=4,16` and what `name:key=value,key=value` says.
+
+    Raises RunError LU-U032 for what is not of that form, and for a name that is used twice.
+    """
+    problems: list[Problem] = []
+    grid: list[tuple[str, ...]] = [()]
+    for text in vary:
+        key, equals, values = text.partition("=")
+        if not equals or not all(_pieces(values)):
+            problems.append(Problem("LU-U032", f"--vary {text}", "is not of the form setting=value,value"))
+        grid = [(*cell, f"{key}={value}") for cell in grid for value in _pieces(values)]
+    # `model.adapt.rank=8` is called `rank=8`; a value may hold dots too.
+    found = [(" ".join(re.sub(r"^[^=]*\.", "", setting) for setting in cell), cell) for cell in grid if cell]
+    for text in named:
+        name, colon, settings = text.partition(":")
+        if not colon or not name or not all("=" in s for s in _pieces(settings)):
+            problems.append(Problem("LU-U032", f"--variant {text}", "is not of the form name:setting=value,..."))
+        found.append((name, tuple(_pieces(settings))))
+    names = [name for name, _ in found]
+    problems += [
+        Problem("LU-U032", name, "is the name of two variants", "give each its own")
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    if problems:
+        raise RunError(*problems)
+    return dict(found)
+
+
+def _pieces(text: str) -> list[str]:
+    """Cut at the commas that stand in no bracket."""
+    return re.split(r",(?![^\[{]*[\]}])", text)
+
+
+def _check_variants(recipe: Recipe, variants: Variants, origin: Path) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """The variants that change something, and notes on the others. Raises all problems of all of them at once."""
+    problems: list[Problem] = []
+    seen: dict[str, str] = {fingerprint(recipe): BASELINE}
+    kept: dict[str, tuple[str, ...]] = {}
+    notes = []
+    for name, settings in variants.items():
+        where = f"variant '{name}'"
+        if name == BASELINE:
+            problems.append(Problem("LU-U032", where, "is the name of the recipe itself", "give it another"))
+        fixed = [s for s in settings if any(_within(s.partition("=")[0], f) for f in FIXED)]
+        if fixed:
+            advice = f"what may vary is all but {', '.join(FIXED)}; --set changes those for all variants"
+            problems += [Problem("LU-U031", where, f"'{s}' would change what is compared", advice) for s in fixed]
+            continue
+        try:
+            tree = recipe.model_dump(mode="json", exclude_defaults=True)
+            changed = fingerprint(recipes.validate(recipes.override(tree, tuple(settings)), where, origin))
+        except RecipeError as error:
+            problems += error.problems
+            continue
+        same = seen.setdefault(changed, name)
+        if same == BASELINE:
+            notes.append(f"{name} changes nothing: it is the baseline")
+        elif same != name:
+            problems.append(Problem("LU-U032", where, f"is the same recipe as '{same}'", "leave one out"))
+        else:
+            kept[name] = tuple(settings)
+    if problems:
+        raise RunError(*problems)
+    if not kept:
+        found = "no variant differs from the recipe: nothing to compare it with"
+        raise RunError.of("LU-U030", "variants", found, "--vary model.adapt.rank=4,16, or --variant name:setting=value")
+    return kept, notes
+
+
+def _within(key: str, fixed: str) -> bool:
+    """Whether one of the two settings holds the other."""
+    return f"{key}.".startswith(f"{fixed}.") or f"{fixed}.".startswith(f"{key}.")
+
+
+def _check_seeds(seeds: int | Sequence[int], first: int) -> tuple[int, ...]:
+    found = tuple(range(first, first + seeds) if isinstance(seeds, int) else seeds)
+    if not found or len(set(found)) < len(found):
+        wrong = "a seed stands twice" if found else "no seed is given"
+        raise RunError.of("LU-U033", "seeds", wrong, "3 to 5 different ones tell the luck of training")
+    return found
+
+
+def _check_rungs(rungs: Sequence[float] | None) -> tuple[float, ...]:
+    found = tuple(rungs or (1.0,))
+    if found[-1] != 1.0 or found[0] <= 0 or list(found) != sorted(set(found)):
+        raise RunError.of("LU-U033", "rungs", f"{list(found)}", "rising fractions of the training rows, the last 1")
+    return found
+
+
+def _measured(nest: Nest, name: str | None) -> Use:
+    """What decides. Raises EvaluationError LU-E008 where the recipe does not measure it on its test rows."""
+    recipe = nest.recipe
+    uses = {metric_name(u): u for u in recipe.evaluate.metrics or default_metrics(nest.audit.task)}
+    name = name or next((r.metric for r in recipe.release.rules if r.metric in uses), next(iter(uses)))
+    if name not in uses:
+        raise EvaluationError.of("LU-E008", "metric", f"no metric measures '{name}'", did_you_mean(name, uses))
+    return uses[name]
