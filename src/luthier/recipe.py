@@ -167,6 +167,9 @@ class Evaluate(Section):
     """Tag whose values are the independent units of the intervals; None: the family."""
     probe_documents: Count | None = None
     """At most this many documents of the general probe; None: all."""
+    requests: str | None = None
+    """Real requests, to see what the test set lacks: a .txt file of one a line, or any data file. Relative to the
+    recipe."""
 
 
 class Rule(Section):
@@ -288,7 +291,7 @@ def _check_plugins(recipe: Recipe, where: str, folder: Path) -> list[Problem]:
             problems.extend(error.problems)
 
     for i, metric in enumerate(recipe.evaluate.metrics):
-        check(METRICS, metric, f"evaluate.metrics.{i}", {"labels"})
+        check(METRICS, metric, f"evaluate.metrics.{i}", {"labels", "folder"})
         if metric_name(metric) in map(metric_name, recipe.evaluate.metrics[:i]):
             found = f"a second metric called '{metric_name(metric)}'"
             advice = "a report has one of each name; give the function another one"

@@ -19,7 +19,7 @@ from luthier import stats
 from luthier.errors import EvaluationError, Problem, did_you_mean, printable
 from luthier.evaluate.labels import confusion
 from luthier.evaluate.metrics import perplexity
-from luthier.metric import Floats, Metric, Sample
+from luthier.metric import Floats, Metric, Sample, show
 from luthier.recipe import Recipe, Rule
 from luthier.records import Comparison, EvalReport, Judged, Task
 
@@ -200,6 +200,7 @@ def _check_names(metrics: Sequence[Metric]) -> None:
 
 def _read(name: str, metric: Metric, tuned: Sequence[Sample], baseline: Sequence[Sample], notes: list[str]) -> _Known:
     assert [s.id for s in tuned] == [s.id for s in baseline], "both models answer the same items in the same order"
+    show(metric, (*tuned, *baseline))
     found = ((sample, metric.stats(sample)) for sample in (*tuned, *baseline))
     known = {id(sample): None if values is None else tuple(values) for sample, values in found}
     widths = {len(values) for values in known.values() if values is not None}
