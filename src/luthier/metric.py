@@ -69,6 +69,8 @@ class MeanMetric:
     name: str
     score: Callable[[Sample], float | bool | None]
     higher_is_better: bool = True
+    prepare: Callable[[Sequence[Sample]], object] | None = None
+    """See `show`."""
 
     def stats(self, sample: Sample) -> Sequence[float] | None:
         value = self.score(sample)
@@ -77,6 +79,12 @@ class MeanMetric:
     def combine(self, sums: Floats) -> Floats:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+def show(metric: Metric, samples: Sequence[Sample]) -> None:
+    """Give a metric that has a `prepare` all samples before its first `stats`: it may work on many texts at once."""
+    if prepare := getattr(metric, "prepare", None):
+        prepare(samples)
 
 
 Score = TypeVar("Score", bound=Callable[..., float | bool | None])

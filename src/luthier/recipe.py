@@ -224,6 +224,9 @@ class Evaluate(Section):
         SuiteUse(name=name, form=form) for name, form in SHIPPED.items()
     )
     """Retention, bias and robustness: put to base and tuned model alike, their metrics open to rules. [] for none."""
+    requests: str | None = None
+    """Real requests, to see what the test set lacks: a .txt file of one a line, or any data file. Relative to the
+    recipe."""
 
 
 class Rule(Section):
@@ -355,7 +358,7 @@ def _check_plugins(recipe: Recipe, where: str, folder: Path) -> list[Problem]:
             problems.extend(error.problems)
 
     for i, metric in enumerate(recipe.evaluate.metrics):
-        check(METRICS, metric, f"evaluate.metrics.{i}", {"labels"})
+        check(METRICS, metric, f"evaluate.metrics.{i}", {"labels", "folder"})
         if metric_name(metric) in map(metric_name, recipe.evaluate.metrics[:i]):
             found = f"a second metric called '{metric_name(metric)}'"
             advice = "a report has one of each name; give the function another one"

@@ -194,6 +194,39 @@ class ReliabilityBin(Record):
     accuracy_high: float
 
 
+class Region(Record):
+    """A kind of requests, and how much of it the test set holds."""
+
+    by: str
+    """What tells it apart: "length", "script", "topic" or "word", or "tag NAME"."""
+    name: str
+    """Its value: "de", "41 words or more", or a topic's commonest words."""
+    requests: float
+    """Share of the requests that are of this kind."""
+    test: float
+    """Share of the test rows."""
+    n_test: int
+    rows_lacking: int
+    """Test rows to add before a right-or-wrong metric is known here to `CoverageReport.half_width`."""
+    p: float
+    """Two-sided, of equal shares, adjusted for all regions that were looked at."""
+
+
+class CoverageReport(Record):
+    """Whether the test set looks like the requests that the model really gets."""
+
+    n_test: int
+    n_requests: int
+    p: float
+    """Of no difference in any region: the least of the regions' p values."""
+    half_width: float
+    """Of a 95 % interval, in points of a share."""
+    regions: tuple[Region, ...]
+    """Those that the test set lacks most come first."""
+    lines: tuple[str, ...]
+    """The same in words."""
+
+
 class EvalReport(Record):
     model: str
     baseline: str
@@ -219,6 +252,10 @@ class EvalReport(Record):
     discovered: tuple[DiscoveredSlice, ...] = ()
     searched: str = ""
     """How the slices were searched, in a sentence; empty where they were not."""
+    coverage: CoverageReport | None = None
+    """None where the recipe names no requests."""
+    clean: dict[str, Comparison] = {}
+    """Metric -> comparison on the test rows that are not (nearly) in the training data; empty where all are clean."""
     notes: tuple[str, ...] = ()
 
 

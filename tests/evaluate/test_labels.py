@@ -82,9 +82,11 @@ def test_label_metrics_are_those_of_scikit_learn(rows: list[tuple[str, str]]) ->
         for name, score in {"precision": precision_score, "recall": recall_score, "f1": f1_score}.items():
             macro = score(true, answers, labels=occurring, average="macro", zero_division=0)
             micro = score(true, answers, labels=list(LABELS), average="micro", zero_division=0)
+            weighted = score(true, answers, labels=list(LABELS), average="weighted", zero_division=0)
             one = score(true, answers, labels=[true[0]], average=None, zero_division=0)[0]
             assert value(make(name), pairs(rows)) == pytest.approx(macro, abs=1e-12)
             assert value(make(name, average="micro"), pairs(rows)) == pytest.approx(micro, abs=1e-12)
+            assert value(make(name, average="weighted"), pairs(rows)) == pytest.approx(weighted, abs=1e-12)
             assert value(make(name, label=true[0]), pairs(rows)) == pytest.approx(one, abs=1e-12)
     for name, expected in zip(("accuracy", "balanced_accuracy"), theirs, strict=True):
         assert value(make(name), pairs(rows)) == pytest.approx(expected, abs=1e-12)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from luthier.errors import UserError
 from luthier.evaluate import metrics
 from luthier.evaluate.build import build
 from luthier.metric import Metric
 from luthier.plugins import METRICS
 from luthier.recipe import Use
+from luthier.release.wording import meaning
 
 from .samples import REAL, corpora, pairs, sample, stats, text, value
 
 ANSWERED = ("exact_match", "token_f1", "rouge1", "rouge2", "rougeL", "bleu", "chrf")
 EDITS = ("ter",)
-ALONE = ("answer_length", "repetition", "valid_json", "matches")
+ALONE = ("answer_length", "repetition")
 LIKELIHOOD = ("perplexity", "bits_per_byte")
 IN_PERCENT = ("bleu", "chrf")
 
@@ -110,6 +111,28 @@ def test_rouge_reads_other_scripts() -> None:
         assert value(make(name), pairs([("水壶", "水")])) == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize(
+    ("reference", "answer", "one", "two", "longest"),
+    [
+        # by hand; words: 4 and 3, shared 3, pairs 1 of 3 and 2, in order 2
+        ("Чайник вмещает литр воды.", "Литр воды, чайник!", 6 / 7, 2 / 5, 4 / 7),
+        # each character is a word: 8 and 7, shared 5 (水 壶 装 升 水), pairs 水壶 升水, in order 水壶装升水
+        ("水壶可以装一升水。", "水壶装两升水吗？", 10 / 15, 4 / 13, 10 / 15),
+        # vowel signs belong to their letters: 5 and 4 words, shared 3, pairs 1 of 4 and 3, in order 3
+        ("केतली में एक लीटर पानी", "केतली में दो लीटर", 6 / 9, 2 / 7, 6 / 9),
+    ],
+    ids=["Russian", "Chinese", "Hindi"],
+)
+def test_rouge_of_other_languages(reference: str, answer: str, one: float, two: float, longest: float) -> None:
+    for name, expected in zip(("rouge1", "rouge2", "rougeL"), (one, two, longest), strict=True):
+        assert value(make(name), [sample(answer, reference)]) == pytest.approx(expected, abs=1e-12), name
+
+
+def test_rouge_does_not_part_the_words_of_thai() -> None:
+    assert value(make("rouge1"), pairs([("กาต้มน้ำจุหนึ่งลิตร", "กาต้มน้ำจุสองลิตร")])) == 0.0, "so docs/metrics.md sends to chrF"
+    assert value(make("chrf"), pairs([("กาต้มน้ำจุหนึ่งลิตร", "กาต้มน้ำจุสองลิตร")])) > 50
+
+
 def test_perplexity_and_bits_per_byte_are_totals_over_totals() -> None:
     samples = [sample(nats=2.0, n_tokens=1, n_bytes=4), sample(nats=1.0, n_tokens=5, n_bytes=8)]
     assert value(make("perplexity"), samples) == pytest.approx(math.exp(3 / 6))
@@ -160,27 +183,6 @@ def test_repetition(answer: str, share: float) -> None:
     assert not make("repetition").higher_is_better
 
 
-def test_matches_the_whole_answer() -> None:
-    found = make("matches", pattern=r"[A-Z]{2}-\d+")
-    assert value(found, pairs([("", "AB-12"), ("", "AB-12."), ("", "see AB-12"), ("", "")])) == 0.25
-    with pytest.raises(UserError, match=r"LU-E003 .*raised .*unterminated character set"):
-        make("matches", pattern="[a")
-
-
-@pytest.mark.parametrize("answer", ["", "{'a': 1}", '{"a": NaN}', "```json\n{}\n```", "{} {}", "[" * 100_000])
-def test_what_is_no_json(answer: str) -> None:
-    assert value(make("valid_json"), [sample(answer)]) == 0.0
-
-
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
-    )
-)
-def test_what_is_json(tree: object) -> None:
-    assert value(make("valid_json"), [sample(json.dumps(tree))]) == 1.0
-
-
 # -- what holds for all -------------------------------------------------------------------------------------------
 
 
@@ -215,8 +217,7 @@ def test_scales(rows: list[tuple[str, str]]) -> None:
 
 def test_plain_text_has_no_answer_to_score() -> None:
     plain = sample(reference="All of it is learned.", prompt="")
-    alone = {name: {"pattern": "x"} if name == "matches" else {} for name in ALONE}
-    assert all(make(name, **alone.get(name, {})).stats(plain) is None for name in (*ANSWERED, *EDITS, *ALONE))
+    assert all(make(name).stats(plain) is None for name in (*ANSWERED, *EDITS, *ALONE))
     assert all(make(name).stats(plain) is not None for name in LIKELIHOOD)
     assert all(make(name).stats(sample(n_tokens=0, n_bytes=0)) is None for name in LIKELIHOOD)
 
@@ -237,3 +238,15 @@ def test_every_built_in_metric_is_declared() -> None:
 def test_every_metric_says_what_it_cannot_tell() -> None:
     for name in (*ANSWERED, *EDITS, *ALONE, *LIKELIHOOD):
         assert len(getattr(metrics, name).__doc__) > 80, name
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+def test_every_metric_has_a_row_on_the_metrics_page() -> None:
+    rows = re.findall(r"^\| `(\w+)`[^|]*\| [^|]{10,} \| [^|]{10,} \|$", PAGE.read_text(encoding="utf-8"), flags=re.M)
+    assert sorted(rows) == METRICS.names(), "what it tells, and what it cannot"
+
+
+def test_every_metric_has_a_line_in_the_report() -> None:
+    assert [name for name in METRICS.names() if meaning(name) == meaning("of my own")] == []

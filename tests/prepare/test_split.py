@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from luthier.conversation import Message, make_conversation
 from luthier.errors import DataError
 from luthier.prepare.rows import Item
-from luthier.prepare.similar import Groups, SimilarTexts, join_similar, shingles
 from luthier.prepare.split import limit, split
 from luthier.recipe import Split
+from luthier.similar import Groups, SimilarTexts, join_similar, shingles
 
 WORDS = ["red", "green", "kettle", "pot", "where", "is", "my", "order", "please", "thanks"]
 PROMPTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join)

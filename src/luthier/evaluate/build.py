@@ -5,8 +5,8 @@ A plug-in is either a *score function*, whose first parameter is called `sample`
     def polite(sample: Sample, word: str = "please") -> float | bool | None: ...
 
 averaged over the samples for which it is not None (higher is better, unless marked `@lower_is_better`), or else
-a *factory* `(**params) -> Metric`. A parameter `labels` is filled with the task's labels. What a plug-in does wrong
-is said with its name and the sample that met it. Knows none of the metrics.
+a *factory* `(**params) -> Metric`. A parameter `labels` is filled with the task's labels, `folder` with the recipe's
+folder. What a plug-in does wrong is said with its name and the sample that met it. Knows none of the metrics.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from luthier.errors import EvaluationError, LuthierError, printable
-from luthier.metric import Floats, MeanMetric, Metric, Sample
+from luthier.metric import Floats, MeanMetric, Metric, Sample, show
 from luthier.plugins import METRICS
 from luthier.recipe import Use, metric_name
 
@@ -44,6 +44,8 @@ def build(use: Use, labels: tuple[str, ...], folder: Path | None) -> Metric:
             raise EvaluationError.of(
                 "LU-E003", where, "needs labels, and the task has none", "it is for classification"
             )
+    if "folder" in parameters:
+        params.setdefault("folder", folder)
     if next(iter(parameters), None) == "sample":
         score = partial(_number, partial(found, **params))
         return Checked(name, MeanMetric(name, score, getattr(found, "higher_is_better", True)))
@@ -65,6 +67,10 @@ class Checked:
     @property
     def higher_is_better(self) -> bool:
         return self.metric.higher_is_better
+
+    def prepare(self, samples: Sequence[Sample]) -> None:
+        with _blaming("LU-E004", f"metric '{self.name}'"):
+            show(self.metric, samples)
 
     def stats(self, sample: Sample) -> Sequence[float] | None:
         where = f"sample {sample.id}: metric '{self.name}'"

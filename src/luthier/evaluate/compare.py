@@ -20,7 +20,7 @@ from luthier.errors import EvaluationError, Problem, did_you_mean, printable
 from luthier.evaluate.labels import confusion, reliability
 from luthier.evaluate.slices import find_slices
 from luthier.evaluate.suite import Suite
-from luthier.metric import Floats, Metric, Sample
+from luthier.metric import Floats, Metric, Sample, show
 from luthier.recipe import HUMAN_PREFERENCE, Recipe, Rule
 from luthier.records import Comparison, DiscoveredSlice, EvalReport, Judged, SuiteReport, Task
 from luthier.suites import FORMS
@@ -250,6 +250,7 @@ def check_names(metrics: Sequence[Metric], suites: Sequence[Suite]) -> None:
 
 def _read(name: str, metric: Metric, tuned: Sequence[Sample], baseline: Sequence[Sample], notes: list[str]) -> _Known:
     assert [s.id for s in tuned] == [s.id for s in baseline], "both models answer the same items in the same order"
+    show(metric, (*tuned, *baseline))
     found = ((sample, metric.stats(sample)) for sample in (*tuned, *baseline))
     known = {id(sample): None if values is None else tuple(values) for sample, values in found}
     widths = {len(values) for values in known.values() if values is not None}

@@ -23,7 +23,7 @@ from luthier.metric import Floats, Metric, Sample, SumMetric, lower_is_better
 from luthier.records import ReliabilityBin
 from luthier.stats import wilson
 
-Average = Literal["macro", "micro"]
+Average = Literal["macro", "micro", "weighted"]
 Labels = tuple[str, ...]
 MAX_BINS = 10
 ANSWERS_PER_BIN = 20
@@ -144,8 +144,9 @@ def recall(labels: Labels, average: Average = "macro", label: str | None = None)
 def f1(labels: Labels, average: Average = "macro", label: str | None = None) -> Metric:
     """Harmonic mean of precision and recall (van Rijsbergen 1979), as scikit-learn computes it.
 
-    `macro`: the mean over the labels that occur among the references; `micro`: one count over all labels; `label`:
-    that label alone. An answer that is no label misses its reference and is no prediction of any label.
+    `macro`: the mean over the labels that occur among the references; `weighted`: that mean, each label weighing as
+    often as it occurs; `micro`: one count over all labels; `label`: that label alone. An answer that is no label misses
+    its reference and is no prediction of any label.
     """
     return _by_label("f1", labels, average, label)
 
@@ -180,8 +181,8 @@ _FRACTIONS: dict[str, Callable[[Floats, Floats, Floats], tuple[Floats, Floats]]]
 def _by_label(
     kind: str, labels: Labels, average: Average = "macro", label: str | None = None, read: Reading = written
 ) -> Metric:
-    if average not in ("macro", "micro"):
-        raise ValueError(f"average: {average!r}; allowed: macro, micro")
+    if average not in ("macro", "micro", "weighted"):
+        raise ValueError(f"average: {average!r}; allowed: macro, micro, weighted")
     if label is not None and label not in labels:
         raise ValueError(f"label: {label!r} is none of the labels {', '.join(labels)}")
     n, place = len(labels), {name: i for i, name in enumerate(labels)}
@@ -205,9 +206,10 @@ def _by_label(
             counts = counts.sum(axis=-1, keepdims=True)
         part, whole = _FRACTIONS[kind](*counts)  # (..., n)
         occurs = counts[2] > 0
+        weights = counts[2] if average == "weighted" else occurs
         with np.errstate(invalid="ignore", divide="ignore"):
             values = np.where(occurs & (whole > 0), part / whole, 0.0)
-            return np.asarray(values.sum(axis=-1) / occurs.sum(axis=-1))
+            return np.asarray((values * weights).sum(axis=-1) / weights.sum(axis=-1))
 
     return SumMetric(kind, stats, combine)
 

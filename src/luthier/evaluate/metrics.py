@@ -2,14 +2,13 @@
 
 BLEU, chrF and TER are reported from 0 to 100, as their users know them; everything else from 0 to 1, or in its own
 unit. Metrics of generated answers apply where something was asked (`Sample.prompt`), never to plain text. Those of
-labels are in `labels.py`. How a recipe names one, own metrics included, is `build.py`'s affair.
+labels are in `labels.py`, of the answer's form in `form.py`, `calls.py` and `refusal.py`, of its meaning in
+`meaning.py`; docs/metrics.md lists all. How a recipe names one, own metrics included, is `build.py`'s affair.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections import Counter
 from functools import cache
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from luthier.evaluate.text import squad, squad_tokens, words
-from luthier.metric import Floats, MeanMetric, Metric, Sample, SumMetric, lower_is_better
+from luthier.metric import Floats, Metric, Sample, SumMetric, lower_is_better
 from luthier.recipe import Use
 from luthier.records import Task
 
@@ -258,30 +257,3 @@ def repetition(sample: Sample) -> float | None:
     said = words(sample.answer)
     runs = [tuple(said[i : i + 4]) for i in range(len(said) - 3)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
-
-
-def matches(pattern: str) -> Metric:
-    """Share of answers that the regular expression `pattern` matches from first to last character.
-
-    Tells whether a form is kept (a date, a ticket number), not whether what stands in the form is right.
-    """
-    form = re.compile(pattern)
-    return MeanMetric("matches", lambda sample: form.fullmatch(sample.answer) is not None if sample.prompt else None)
-
-
-def valid_json(sample: Sample) -> bool | None:
-    """Share of answers that are one JSON text (RFC 8259) and nothing else, so no NaN and no Markdown fence around it.
-
-    Tells whether a program could read the answer, not whether the fields it needs are there, nor whether they are true.
-    """
-    if not sample.prompt:
-        return None
-    try:
-        json.loads(sample.answer, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is Python's, not JSON")

@@ -1,4 +1,4 @@
-"""How texts are read before they are compared: normal forms, words, and the label that an answer names.
+"""How texts are read before they are compared: normal forms, words, scripts, and the label that an answer names.
 
 Knows nothing of models or metrics. Each reading is fixed and public, because a score means nothing without it.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -15,6 +16,7 @@ _OUTER = ".,;:!?\"'`*_()[]{}<>|/\\ "
 """ASCII that may surround a label without being part of it: `**Refund**.`, but not `c++`."""
 _UNSPACED = (("\u3040", "\u30ff"), ("\u3400", "\u9fff"), ("\uf900", "\ufaff"), ("\U00020000", "\U0003ffff"))
 """Kana and Han: written without spaces, so that each character counts as a word."""
+_EAST_ASIAN = {"HIRAGANA": "JAPANESE", "KATAKANA": "JAPANESE", "KATAKANA-HIRAGANA": "JAPANESE", "CJK": "HAN"}
 
 
 class _Table(dict[int, str]):
@@ -113,3 +115,17 @@ def read_label(text: str, labels: tuple[str, ...]) -> str | None:
         if label := table.get(reading(text)):
             return label
     return None
+
+
+def script(text: str) -> str | None:
+    """The script of most of the letters: "LATIN", "CYRILLIC", "ARABIC" ..., by Unicode's names; None without letters.
+
+    Kana make a text Japanese, though most of its letters may be Han. Greek formulas or a brand's Latin name do not
+    change it, unless they are most of the text.
+    """
+    letters = filter(str.isalpha, unicodedata.normalize("NFKC", text))  # full-width ABC are Latin
+    names = (unicodedata.name(letter, "").split(" ")[0] for letter in letters)
+    counts = Counter(_EAST_ASIAN.get(name, name) for name in names)
+    if counts["JAPANESE"]:
+        counts["JAPANESE"] += counts.pop("HAN", 0)
+    return max(sorted(counts), key=counts.__getitem__, default=None)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from luthier.conversation import Conversation
 from luthier.prepare.rows import Item
-from luthier.prepare.similar import SimilarTexts, normalised
+from luthier.similar import SimilarTexts, normalised
 
 KEPT_FIRST = ("test", "validation", "train", None)
 """Of copies on several sides."""

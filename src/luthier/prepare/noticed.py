@@ -13,8 +13,7 @@ from luthier.conversation import Conversation
 from luthier.prepare.audit import Audit
 from luthier.prepare.dedupe import exact_key
 from luthier.prepare.rows import Item
-from luthier.prepare.similar import SimilarTexts, normalised
-from luthier.prepare.split import asked_text
+from luthier.similar import SimilarTexts, normalised
 
 ONE_ANSWER = 0.9
 
@@ -87,13 +86,13 @@ def _shared(
 ) -> list[tuple[Conversation, Conversation, bool]]:
     """Of each held-out row that leaks: it, its training row, and whether the two are exact copies."""
     copies = {exact_key(c): c for c in reversed(train)}
-    prompts = {normalised(asked_text(c)): c for c in reversed(train)}
+    prompts = {normalised(c.asked_text): c for c in reversed(train)}
     near = _nearest(held_out, prompts, similarity)
     found = []
     for c in held_out:
         if copy := copies.get(exact_key(c)):
             found.append((c, copy, True))
-        elif alike := prompts.get(normalised(asked_text(c))) or near.get(c.source):
+        elif alike := prompts.get(normalised(c.asked_text)) or near.get(c.source):
             found.append((c, alike, False))
     return found
 
@@ -105,7 +104,7 @@ def _nearest(
     if not 0 < similarity < 1 or not prompts:
         return {}
     n, originals = len(prompts), list(prompts.values())
-    index = SimilarTexts([*prompts, *map(asked_text, held_out)], similarity)
+    index = SimilarTexts([*prompts, *(c.asked_text for c in held_out)], similarity)
     for i in range(n):
         index.add(i)
     matches = ((c, next(index.matches(n + i), None)) for i, c in enumerate(held_out))

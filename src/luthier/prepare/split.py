@@ -15,8 +15,8 @@ from dataclasses import replace
 from luthier.conversation import SIDES, Conversation, Side
 from luthier.errors import DataError
 from luthier.prepare.rows import Item
-from luthier.prepare.similar import Groups, join_similar
 from luthier.recipe import Split
+from luthier.similar import Groups, join_similar
 
 
 def split(items: Sequence[Item], how: Split, seed: int) -> tuple[list[Item], list[str]]:
@@ -86,16 +86,11 @@ def group(conversations: Sequence[Conversation], similarity: float) -> list[list
     first: dict[str, int] = {}
     for i, conversation in enumerate(conversations):
         groups.join(i, first.setdefault(conversation.family, i))
-    join_similar(groups, [asked_text(c) for c in conversations], similarity)
+    join_similar(groups, [c.asked_text for c in conversations], similarity)
     members: defaultdict[int, list[int]] = defaultdict(list)
     for i in range(len(conversations)):
         members[groups.root(i)].append(i)
     return list(members.values())
-
-
-def asked_text(conversation: Conversation) -> str:
-    """What two rows may not share across sides: the prompt, or the text itself where there is none."""
-    return conversation.prompt_text or conversation.answer
 
 
 def draw_key(seed: int, key: str) -> bytes:

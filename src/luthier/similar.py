@@ -75,6 +75,10 @@ class SimilarTexts:
 
         return similar
 
+    def jaccard(self, i: int, j: int) -> float:
+        mine, theirs = set(self._ranks[i]), set(self._ranks[j])
+        return len(mine & theirs) / len(mine | theirs)
+
     def add(self, i: int) -> None:
         for shingle in self.prefix(i):
             self._holders.setdefault(shingle, []).append(i)
