@@ -15,7 +15,7 @@ from luthier.files import sha256_of
 from luthier.machine import versions
 from luthier.plugins import METRICS
 from luthier.prepare.sources import find_files
-from luthier.recipe import Recipe
+from luthier.recipe import Judge, Recipe, question
 from luthier.store import STAGES, stage_record
 
 
@@ -60,6 +60,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
         "slices": list(recipe.data.slices),
         "test.jsonl": made["test.jsonl"],
         "model": trained,
+        "judges": [_of_judge(judge, origin) for judge in recipe.evaluate.judges],
         "plugins": [METRICS.fingerprint(m.use, origin) for m in recipe.evaluate.metrics],
         "versions": versions(),
     }
@@ -78,6 +79,14 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
 def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
     """The names of the inputs that differ."""
     return ", ".join(sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)))
+
+
+def _of_judge(judge: Judge, origin: Path) -> list[str]:
+    """What may change behind the settings of a judge: its rubric's file, its weights."""
+    from luthier.models import find_base  # which imports torch
+
+    criteria = question(judge, origin, f"judge '{judge.name}'")
+    return [criteria] if judge.url else [criteria, find_base(judge.model, origin).fingerprint]
 
 
 def _dump(section: Any) -> dict[str, Any]:

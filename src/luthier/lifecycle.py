@@ -330,7 +330,8 @@ def compare(first: Path, second: Path) -> EvalReport:
             raise RunError.of("LU-U005", str(folder), "has not been evaluated", f"luthier evaluate {folder}")
     recipe, origin = open_target(second, (), Quiet())
     audit = AuditReport.read(second / "prepare" / "audit.json")
-    return compare_answers(recipe, audit, first / "evaluate", second / "evaluate", (first.name, second.name), origin)
+    sides, names = (first / "evaluate", second / "evaluate"), (first.name, second.name)
+    return compare_answers(recipe, audit, *sides, names, origin, answers=second.resolve().parent / ".answers")
 
 
 def talk(folder: Path, *, base: bool = False) -> Callable[[str], str]:

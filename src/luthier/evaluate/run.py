@@ -16,6 +16,7 @@ from luthier.evaluate.build import build
 from luthier.evaluate.compare import check_rules, compare_models
 from luthier.evaluate.exam import Exam, dump_answers, load_answers
 from luthier.evaluate.forgetting import probe_documents
+from luthier.evaluate.judge import Votes, judge_answers, open_judge
 from luthier.evaluate.metrics import default_metrics
 from luthier.files import write_atomically
 from luthier.models import Base, load_model, load_tokenizer
@@ -35,19 +36,22 @@ def evaluate(
     *,
     answers: Path,
     report: Reporter | None = None,
+    votes: Votes | None = None,
 ) -> EvalReport:
     """Compare the model in `trained` with its base on the test side and on the general probe.
 
     Leaves `out/evaluation.json` and what each model answered, `out/base.jsonl` and `out/tuned.jsonl`.
     `folder` is where the recipe's own metrics are looked for; `answers` keeps what a model answered for
-    other runs that ask it the same. Raises DataError LU-D070 where the test side is empty; EvaluationError where
-    a metric or a rule cannot be measured.
+    other runs that ask it the same, and what judges said of it; `votes` are what people said. Raises DataError LU-D070
+    where the test side is empty; EvaluationError where a metric or a rule cannot be measured.
     """
     report = report or Quiet()
     audit = AuditReport.read(prepared / "audit.json")
     conversations, notes = _test_side(recipe, prepared)
     metrics = [build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)]
-    check_rules(recipe.release.rules, [m.name for m in metrics], [c.tags for c in conversations])
+    benches = [open_judge(judge, folder, recipe.seed) for judge in recipe.evaluate.judges]
+    judged = [name for judge in recipe.evaluate.judges for name in judge.measures(bool(votes))]
+    check_rules(recipe.release.rules, [*(m.name for m in metrics), *judged], [c.tags for c in conversations])
     tokenizer = load_tokenizer(base)
     exam = Exam(recipe, tokenizer, conversations, probe_documents(recipe.evaluate.probe_documents), audit.labels)
     models = {
@@ -64,10 +68,11 @@ def evaluate(
         shown = Path(base.name).name if name == "base" else name
         taken[name] = load_answers(shown, kept, recipe.evaluate.cluster_by)
         shutil.copyfile(kept, out / f"{name}.jsonl")
-    result = compare_models(
-        taken["tuned"], taken["base"], metrics=metrics, recipe=recipe, task=audit.task, labels=audit.labels
-    )
-    result = result.model_copy(update={"notes": (*notes, *result.notes)})
+    both = taken["tuned"], taken["base"]
+    judgement = judge_answers(benches, *(of.samples for of in both), answers=answers, report=report, votes=votes)
+    metrics += judgement.metrics
+    result = compare_models(*both, metrics=metrics, recipe=recipe, task=audit.task, labels=audit.labels)
+    result = result.model_copy(update={"notes": (*notes, *judgement.notes, *result.notes)})
     result.write(out / "evaluation.json")
     return result
 
@@ -87,9 +92,16 @@ def _test_side(recipe: Recipe, prepared: Path) -> tuple[list[Conversation], list
 
 
 def compare_answers(
-    recipe: Recipe, audit: AuditReport, first: Path, second: Path, names: tuple[str, str], folder: Path
+    recipe: Recipe,
+    audit: AuditReport,
+    first: Path,
+    second: Path,
+    names: tuple[str, str],
+    folder: Path,
+    *,
+    answers: Path,
 ) -> EvalReport:
-    """The tuned answers in `second` against those in `first`, on what both were asked; nothing is run.
+    """The tuned answers in `second` against those in `first`, on what both were asked; only judges are run.
 
     Raises RunError LU-U006 where they share no conversation.
     """
@@ -111,4 +123,8 @@ def compare_answers(
         for side in sides
     )
     metrics = [build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)]
-    return compare_models(tuned, baseline, metrics=metrics, recipe=recipe, task=audit.task, labels=audit.labels)
+    benches = [open_judge(judge, folder, recipe.seed) for judge in recipe.evaluate.judges]
+    judgement = judge_answers(benches, tuned.samples, baseline.samples, answers=answers, report=Quiet())
+    metrics += judgement.metrics
+    result = compare_models(tuned, baseline, metrics=metrics, recipe=recipe, task=audit.task, labels=audit.labels)
+    return result.model_copy(update={"notes": (*judgement.notes, *result.notes)})
