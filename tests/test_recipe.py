@@ -553,6 +553,9 @@ def test_the_name_of_a_metric() -> None:
 
 READ_OTHERWISE = {
     "Dedupe.use": "the tag of what `clean` may hold; there is one kind so far",
+    "Judge.criteria": (asked := "`recipe.question` reads it, to say what is missing when a recipe loads"),
+    "Judge.rubric": asked,
+    "Judge.rubric_file": asked,
 }
 
 

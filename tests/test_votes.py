@@ -150,7 +150,7 @@ def test_attention_checks_decide_whether_a_reviewer_counts(
 ) -> None:
     of = report(40)
     write(tmp_path, "eve", [*(line(s, "w") for s in of.samples), *checks(of, right, wrong)])
-    found = casts(tmp_path, of)["eve"]
+    found = casts(tmp_path, of.samples)["eve"]
     assert (found.n_checks, found.n_wrong, len(found.votes)) == (right + wrong, wrong, 40)
     told, seen = with_votes(of, tmp_path)
     assert found.attentive is counts and seen.n == 40 * counts
@@ -174,7 +174,7 @@ def test_outdated_repeated_and_taken_back_votes_are_counted_and_do_not_count(tmp
     old = first.model_copy(update={"tuned": "earlier"})
     lines = [line(old, "w"), line(second, "l"), line(second, "w"), line(third, "w"), line(third, "w", choice="undone")]
     write(tmp_path, "ann", lines)
-    found = casts(tmp_path, of)["ann"]
+    found = casts(tmp_path, of.samples)["ann"]
     assert {name: v.choice for name, v in found.votes.items()} == {"s1": "left"}
     assert (found.n_outdated, found.n_replaced) == (1, 1)
     notes = "\n".join(with_votes(of, tmp_path)[0].notes)
@@ -243,4 +243,4 @@ def test_a_vote_from_before_corrections_still_reads(tmp_path: Path) -> None:
     kept = json.loads(line(of.samples[0], "w").model_dump_json(exclude={"correction"}))
     (tmp_path / "reviews").mkdir()
     (tmp_path / "reviews" / "ann.jsonl").write_text(json.dumps(kept) + "\n")
-    assert casts(tmp_path, of)["ann"].votes["s0"].correction == ""
+    assert casts(tmp_path, of.samples)["ann"].votes["s0"].correction == ""

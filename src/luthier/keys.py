@@ -15,7 +15,7 @@ from luthier.files import sha256_of
 from luthier.machine import versions
 from luthier.plugins import METRICS
 from luthier.prepare.sources import find_files
-from luthier.recipe import HUMAN_PREFERENCE, Recipe
+from luthier.recipe import HUMAN_PREFERENCE, Judge, Recipe, question
 from luthier.release.gate import rules_of
 from luthier.store import STAGES, folder_hash, stage_record
 from luthier.votes import votes_key
@@ -63,6 +63,8 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
         "test.jsonl": made["test.jsonl"],
         "model": trained,
         "suites": {s.path: _hash_of(origin / s.path) for s in recipe.evaluate.suites if s.path},
+        "judges": [_of_judge(judge, origin) for judge in recipe.evaluate.judges],
+        "votes": votes_key(run) if recipe.evaluate.judges else {},
         "plugins": [METRICS.fingerprint(m.use, origin) for m in recipe.evaluate.metrics],
         "files": _files_named(recipe, origin),
         "versions": versions(),
@@ -84,6 +86,14 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
 def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
     """The names of the inputs that differ."""
     return ", ".join(sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)))
+
+
+def _of_judge(judge: Judge, origin: Path) -> list[str]:
+    """What may change behind the settings of a judge: its rubric's file, its weights."""
+    from luthier.models import find_base  # which imports torch
+
+    criteria = question(judge, origin, f"judge '{judge.name}'")
+    return [criteria] if judge.url else [criteria, find_base(judge.model, origin).fingerprint]
 
 
 def _dump(section: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -148,8 +149,11 @@ def _train(work: _Work, out: Path) -> dict[str, Any]:
 
 def _evaluate(work: _Work, out: Path) -> dict[str, Any]:
     from luthier.evaluate import evaluate
+    from luthier.prepare.requests import read_requests
+    from luthier.votes import preferences, votes_key
 
-    trained = work.folder / "train" / "model"
+    trained, asked = work.folder / "train" / "model", work.recipe.evaluate.requests
+    requests, notes = read_requests(asked, work.origin) if asked else ([], [])
     report = evaluate(
         work.recipe,
         work.folder / "prepare",
@@ -159,6 +163,9 @@ def _evaluate(work: _Work, out: Path) -> dict[str, Any]:
         work.origin,
         answers=work.workspace / ".answers",
         report=work.report,
+        votes=partial(preferences, work.folder) if work.recipe.evaluate.judges and votes_key(work.folder) else None,
+        requests=requests,
+        notes=notes,
     )
     return {"n": report.n}
 
@@ -354,7 +361,8 @@ def compare(first: Path, second: Path) -> EvalReport:
             raise RunError.of("LU-U005", str(folder), "has not been evaluated", f"luthier evaluate {folder}")
     recipe, origin = open_target(second, (), Quiet())
     audit = AuditReport.read(second / "prepare" / "audit.json")
-    return compare_answers(recipe, audit, first / "evaluate", second / "evaluate", (first.name, second.name), origin)
+    sides, names = (first / "evaluate", second / "evaluate"), (first.name, second.name)
+    return compare_answers(recipe, audit, *sides, names, origin, answers=second.resolve().parent / ".answers")
 
 
 def talk(folder: Path, *, base: bool = False) -> Callable[[str], str]:

@@ -15,8 +15,9 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from luthier.conversation import Side
 from luthier.errors import Problem, RecipeError, did_you_mean, printable
@@ -209,9 +210,87 @@ def _or_rather(name: str, known: Iterable[str]) -> str:
     return f" ({advice})" if advice else ""
 
 
+class Judge(Section):
+    """A language model that grades answers, or says which of two is better; a metric under its name."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+    """Of its metric. `pairwise` also gives NAME_length_controlled and, with people's votes, NAME_corrected."""
+    form: Literal["rubric", "pairwise"]
+    """`rubric` grades each answer by itself; `pairwise` asks which model's answer is better, in both orders."""
+    rubric: str | None = None
+    """What deserves which grade."""
+    rubric_file: str | None = None
+    """The rubric in a text file; relative to the recipe."""
+    scale: Annotated[tuple[int, int], Field(strict=False)] = (1, 5)
+    """The worst and the best grade of a rubric."""
+    criteria: str = "Correct and complete in what was asked, clear, and without what was not asked."
+    """What makes an answer the better one of two."""
+    model: str
+    """With `url`, the model's name there; else a base model as in `model.base`, run on this machine."""
+    url: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Where an OpenAI-compatible server answers, up to and with `/v1`; several share the work."""
+    key_env: str | None = None
+    """The environment variable that holds the key of the url; the key itself belongs in no recipe."""
+    pinned: str | None = None
+    """With `url`, the exact version that every reply must come from; else how the SHA-256 of the weights begins."""
+    by: Literal["reply", "likelihood"] | None = None
+    """How the verdict is read. None: by url from the reply, on this machine from the likelihood of each verdict."""
+    max_new_tokens: Count = 512
+    """Of a written reply."""
+    timeout_s: Positive = 60.0
+    """How long one try may take until the reply is whole."""
+    at_once: Count = 4
+    """Requests in flight for each url."""
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _one_url(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _leads_somewhere(self) -> Judge:
+        """Checked here and not field by field, because an error of a field shows what was found: maybe a secret."""
+        for url in self.url:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+                raise ValueError("a url is http:// or https:// with a host, e.g. http://127.0.0.1:8000/v1")
+            if parts.username is not None or parts.query or parts.fragment:
+                raise ValueError("a url holds no user, password or query; `key_env` names where the key is")
+        if self.key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_env):
+            raise ValueError("`key_env` is the name of an environment variable, not the key itself")
+        return self
+
+    @model_validator(mode="after")
+    def _is_one_question(self) -> Judge:
+        if self.form == "rubric" and (self.rubric is None) == (self.rubric_file is None):
+            raise ValueError("a rubric judge needs `rubric` or `rubric_file`, one of them")
+        if not 1 <= self.scale[1] - self.scale[0] <= 100:
+            raise ValueError("a scale goes from the worst to a higher best grade, at most 100 above")
+        if self.url and self.by == "likelihood":
+            raise ValueError("the likelihood of verdicts is known on this machine only, not by url")
+        return self
+
+    @model_validator(mode="after")
+    def _reads_all_that_is_set(self) -> Judge:
+        unread = ["criteria"] if self.form == "rubric" else ["rubric", "rubric_file", "scale"]
+        unread += [] if self.url else ["key_env", "timeout_s", "at_once"]
+        if changed := [name for name in unread if getattr(self, name) != type(self).model_fields[name].default]:
+            kind = f"a {self.form} judge {'by url' if self.url else 'on this machine'}"
+            raise ValueError(f"{kind} does not read {', '.join(changed)}")
+        return self
+
+    def measures(self, voted: bool = True) -> tuple[str, ...]:
+        """The metrics that it yields; `voted`: where people have judged some of the samples too."""
+        if self.form == "rubric":
+            return (self.name,)
+        return (self.name, f"{self.name}_length_controlled", *([f"{self.name}_corrected"] if voted else []))
+
+
 class Evaluate(Section):
     metrics: Annotated[tuple[Use, ...], Field(strict=False)] = ()
     """Empty: chosen from the task."""
+    judges: Annotated[tuple[Judge, ...], Field(strict=False)] = ()
+    """Language models that grade the answers or compare them; each gives a metric of its name."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     limit: Count | None = None
     """At most this many test conversations, drawn by seed; said in the report."""
@@ -367,8 +446,10 @@ def _check_plugins(recipe: Recipe, where: str, folder: Path) -> list[Problem]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         found = f"two suites are called {', '.join(twice)}"
         problems.append(Problem("LU-R015", f"{where}: evaluate.suites", found, "give each a name of its own"))
+    problems += _check_judges(recipe, where, folder)
     if recipe.evaluate.metrics and not problems:
         measured = {metric_name(m) for m in recipe.evaluate.metrics} | {"general_perplexity", HUMAN_PREFERENCE}
+        measured |= {name for judge in recipe.evaluate.judges for name in judge.measures()}
         measured |= {name for suite in recipe.evaluate.suites for name in suite.metrics}
         problems += [
             Problem(
@@ -381,6 +462,42 @@ def _check_plugins(recipe: Recipe, where: str, folder: Path) -> list[Problem]:
             if rule.metric not in measured
         ]
     return problems
+
+
+def _check_judges(recipe: Recipe, where: str, folder: Path) -> list[Problem]:
+    problems: list[Problem] = []
+    taken = {metric_name(m) for m in recipe.evaluate.metrics} | {"general_perplexity"}
+    for i, judge in enumerate(recipe.evaluate.judges):
+        place = f"{where}: evaluate.judges.{i}"
+        if twice := sorted(taken.intersection(judge.measures())):
+            advice = "a report has one of each name; call the judge something else"
+            problems.append(Problem("LU-R015", place, f"a second metric called '{twice[0]}'", advice))
+        taken |= {*judge.measures()}
+        try:
+            question(judge, folder, place)
+        except RecipeError as error:
+            problems.extend(error.problems)
+    return problems
+
+
+def question(judge: Judge, folder: Path, where: str) -> str:
+    """What a judge goes by: its criteria, its rubric, or what the rubric's file says; paths count from `folder`.
+
+    Raises RecipeError LU-R016 for a file that is not there, is not UTF-8 or holds nothing.
+    """
+    text = judge.criteria if judge.form == "pairwise" else judge.rubric or ""
+    if judge.rubric_file is not None:
+        path = folder / Path(judge.rubric_file).expanduser()
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            why = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "cannot be read"
+            raise RecipeError.of(
+                "LU-R016", where, f"the rubric {path} {why}", "paths count from the recipe's folder"
+            ) from None
+    if not text.strip():
+        raise RecipeError.of("LU-R016", where, "there is no word to judge by", "say what makes an answer good")
+    return text.strip()
 
 
 def metric_name(use: Use) -> str:

@@ -82,9 +82,9 @@ def other(model: Model) -> Model:
 # -- what is judged --------------------------------------------------------------------------------------
 
 
-def differing(report: EvalReport) -> list[Judged]:
+def differing(samples: Sequence[Judged]) -> list[Judged]:
     """The samples on which there is something to judge: two equal answers need no reviewer."""
-    return [s for s in report.samples if s.baseline != s.tuned]
+    return [s for s in samples if s.baseline != s.tuned]
 
 
 def digest(sample: Judged) -> str:
@@ -182,16 +182,16 @@ class Cast:
         return self.n_wrong < 2 or self.n_wrong <= MAX_WRONG * self.n_checks
 
 
-def casts(run: Path, report: EvalReport) -> dict[str, Cast]:
-    """Reviewer -> votes. Raises RunError LU-U010 for a damaged file of votes."""
-    return {name: _cast(read_lines(votes_file(run, name)), report) for name in reviewers(run)}
+def casts(run: Path, samples: Sequence[Judged]) -> dict[str, Cast]:
+    """Reviewer -> votes on `samples`. Raises RunError LU-U010 for a damaged file of votes."""
+    return {name: _cast(read_lines(votes_file(run, name)), samples) for name in reviewers(run)}
 
 
-def _cast(lines: Sequence[Vote], report: EvalReport) -> Cast:
-    now = {s.id: digest(s) for s in differing(report)}
-    place = {CHECK + s.id: i for i, s in enumerate(report.samples)}
+def _cast(lines: Sequence[Vote], samples: Sequence[Judged]) -> Cast:
+    now = {s.id: digest(s) for s in differing(samples)}
+    place = {CHECK + s.id: i for i, s in enumerate(samples)}
     votes = standing(lines)
-    checked = [v for v in votes.values() if v.sample in place and _is_check(v, report.samples, place[v.sample])]
+    checked = [v for v in votes.values() if v.sample in place and _is_check(v, samples, place[v.sample])]
     judged = {name: v for name, v in votes.items() if not name.startswith(CHECK)}
     kept = {name: v for name, v in judged.items() if now.get(name) == v.judged}
     return Cast(
@@ -211,13 +211,18 @@ def _is_check(vote: Vote, samples: Sequence[Judged], i: int) -> bool:
 # -- the metric ------------------------------------------------------------------------------------------
 
 
+def preferences(run: Path, samples: Sequence[Judged]) -> dict[str, float]:
+    """Sample -> the tuned model's share of the votes on it. Raises RunError LU-U010 for a damaged file of votes."""
+    return _shares(casts(run, samples))
+
+
 def with_votes(report: EvalReport, run: Path) -> tuple[EvalReport, Comparison]:
     """The report with `human_preference` in metrics, samples' scores and notes; and the comparison that rules go by.
 
     Without a vote that counts, the report gets its notes only, and the comparison says that nothing is known.
     Raises RunError LU-U010 for a damaged file of votes.
     """
-    found = casts(run, report)
+    found = casts(run, report.samples)
     report = report.model_copy(update={"notes": (*report.notes, *_notes(found, report))})
     shares = _shares(found)
     if not shares:
@@ -272,7 +277,7 @@ def _sample(judged: Judged, answer: str, share: float) -> Sample:
 def _unjudged(report: EvalReport, run: Path) -> Comparison:
     """Nothing is known: the change may be anything that it can be."""
     why = f"no votes yet: luthier review {run.name}, then release again"
-    if not differing(report):
+    if not differing(report.samples):
         why = f"both models gave the same answer to all {len(report.samples)} samples: nobody can prefer one"
     return Comparison(
         metric=HUMAN_PREFERENCE,
@@ -305,8 +310,8 @@ def _notes(found: Mapping[str, Cast], report: EvalReport) -> list[str]:
         samples = {name for cast in counted.values() for name in cast.votes}
         people = "1 reviewer" if len(counted) == 1 else f"{len(counted)} reviewers"
         notes.append(
-            f"human_preference: {n_votes} votes of {people} on {len(samples)} of the {len(differing(report))} samples "
-            "whose answers differ; the interval covers the choice of samples, not that of reviewers, and not a review "
+            f"human_preference: {n_votes} votes of {people} on {len(samples)} of the {len(differing(report.samples))} "
+            "samples whose answers differ; the interval covers the choice of samples, not that of reviewers, and not a review "
             "that goes on until it passes"
         )
     for name, cast in found.items():

@@ -311,9 +311,9 @@ def test_a_rule_that_cannot_be_judged(rule: dict[str, Any], message: str) -> Non
 
 def test_check_rules_tells_all_problems_before_any_model_runs() -> None:
     rules = [Rule(**RULE), Rule(**{**RULE, "metric": "blue"}), Rule(**RULE, where={"kind": "x"})]
-    check_rules(rules[:1], built_in("exact_match"), [], [])
+    check_rules(rules[:1], ["exact_match"], [], [])
     with pytest.raises(UserError) as caught:
-        check_rules(rules, built_in("exact_match", "bleu"), [], [{"kind": "seen"}])
+        check_rules(rules, ["exact_match", "bleu"], [], [{"kind": "seen"}])
     assert [(p.code, p.where) for p in caught.value.problems] == [
         ("LU-E008", "release.rules.1"),
         ("LU-E007", "release.rules.2"),
@@ -363,7 +363,7 @@ def test_a_suite_has_no_slices_of_the_test_set() -> None:
         with pytest.raises(UserError, match="LU-E007 .* has no slices"):
             check_rules(
                 [Rule(metric="general_perplexity", must="not_regress", **place)],
-                built_in("exact_match"),
+                ["exact_match"],
                 [general([])],
                 [{"kind": "seen"}],
             )

@@ -68,7 +68,7 @@ def test_a_release_waits_for_votes_and_is_judged_anew_by_them(project: Path) -> 
     assert first.verdict and first.verdict.outcome == "UNDERPOWERED"
     assert by_people(first).why.startswith(f"no votes yet: luthier review {first.folder.name}")
     assert [r.outcome for r in first.verdict.rules] == ["PASS", "UNDERPOWERED"]
-    n = len(differing(report_of(first.folder)))
+    n = len(differing(report_of(first.folder).samples))
     assert n >= 40, "what people are to judge"
 
     votes_of(first.folder, "ann", ["tuned"] * (n - 4) + ["baseline"] * 4)

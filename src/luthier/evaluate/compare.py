@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from luthier import stats
 from luthier.errors import EvaluationError, Problem, did_you_mean, printable
+from luthier.evaluate.clean import compare_clean
 from luthier.evaluate.labels import confusion, reliability
 from luthier.evaluate.slices import find_slices
 from luthier.evaluate.suite import Suite
@@ -96,16 +97,18 @@ def compare_models(
     recipe: Recipe,
     task: Task,
     labels: tuple[str, ...] = (),
+    seen: Container[str] = (),
 ) -> EvalReport:
     """The report of `tuned` against `baseline`, whose samples are the same items in the same order.
 
-    `metrics` measure the held-out items, each suite's own metrics what was made of its questions.
+    `metrics` measure the held-out items, each suite's own metrics what was made of its questions; `seen` are the ids of
+    conversations that are in the training data.
     Raises EvaluationError: LU-E006 a reference that is no label, LU-E007 a rule's place that holds no sample to
     judge by, LU-E008 a rule on a metric that is not measured, LU-E009 two metrics of one name; and what a plug-in
     does wrong.
     """
     check_names(metrics, suites)
-    check_rules(recipe.release.rules, metrics, suites, [s.tags for s in tuned.samples])
+    check_rules(recipe.release.rules, [m.name for m in metrics], suites, [s.tags for s in tuned.samples])
     notes: list[str] = []
     ruled = {rule.metric for rule in recipe.release.rules}
     read = (_try_to_read(metric, tuned.samples, baseline.samples, ruled, notes) for metric in metrics)
@@ -120,7 +123,9 @@ def compare_models(
     ]
     applied = {m.name: m for m in everywhere if _applies(m, notes)}
     sides = {"baseline": baseline, "tuned": tuned}
-    discovered, searched = _discovered([m for m in known if m.name in applied], recipe)
+    on_tests = [m for m in known if m.name in applied]
+    discovered, searched = _discovered(on_tests, recipe)
+    clean, on_clean = compare_clean(on_tests, tuned.samples, baseline.samples, seen, recipe.evaluate.confidence)
     report = EvalReport(
         model=tuned.name,
         baseline=baseline.name,
@@ -130,9 +135,9 @@ def compare_models(
         n_clusters=len({s.cluster for s in tuned.samples}),
         cluster_by=recipe.evaluate.cluster_by or "family",
         metrics={name: m.compare(range(len(m.tuned)), recipe) for name, m in applied.items()},
-        slices=_slices([m for m in known if m.name in applied], tuned.samples, recipe, notes),
+        slices=_slices(on_tests, tuned.samples, recipe, notes),
         rule_comparisons=_rule_comparisons(applied, recipe, notes),
-        samples=_judged(known, tuned.samples, baseline.samples),
+        samples=judged(known, tuned.samples, baseline.samples),
         labels=labels,
         confusion={side: confusion(of.samples, labels) for side, of in sides.items()} if labels else {},
         suites=tuple(_told(suite, applied, len(tuned.suites[suite.name])) for suite in suites if suite.form),
@@ -141,7 +146,8 @@ def compare_models(
         reliability={
             s: b for s, o in sides.items() if (b := reliability(o.samples, labels, recipe.evaluate.confidence))
         },
-        notes=tuple(notes),
+        clean=clean,
+        notes=(*notes, *on_clean),
     )
     for rule in recipe.release.rules:
         if rule.metric != HUMAN_PREFERENCE:
@@ -178,15 +184,16 @@ def comparisons_for(rule: Rule, report: EvalReport) -> dict[str, Comparison]:
 
 
 def check_rules(
-    rules: Sequence[Rule], metrics: Sequence[Metric], suites: Sequence[Suite], tags: Sequence[Mapping[str, Any]]
+    rules: Sequence[Rule], metrics: Sequence[str], suites: Sequence[Suite], tags: Sequence[Mapping[str, Any]]
 ) -> None:
     """Whether every rule will find its metric and its samples: all that can be known before a model has run.
 
-    `tags` are those of the held-out items. Raises EvaluationError LU-E007, LU-E008 with all problems.
+    `metrics` are the names of those on the held-out items, `tags` those items' tags.
+    Raises EvaluationError LU-E007, LU-E008 with all problems.
     """
     problems = []
     suite_of = {metric.name: suite.name for suite in suites for metric in suite.metrics}
-    measured = [*(metric.name for metric in metrics), *suite_of]
+    measured = [*metrics, *suite_of]
     for i, rule in enumerate(rules):
         at = f"release.rules.{i}"
         if rule.metric == HUMAN_PREFERENCE:  # people's affair, after the models have run
@@ -283,7 +290,8 @@ def _applies(metric: _Known, notes: list[str]) -> bool:
     return False
 
 
-def _judged(metrics: Sequence[_Known], tuned: Sequence[Sample], baseline: Sequence[Sample]) -> tuple[Judged, ...]:
+def judged(metrics: Sequence[_Known], tuned: Sequence[Sample], baseline: Sequence[Sample]) -> tuple[Judged, ...]:
+    """Each sample beside its two answers, with its scores by `metrics`."""
     scores = {m.name: list(zip(m.alone(baseline), m.alone(tuned), strict=True)) for m in metrics}
     return tuple(
         Judged(

@@ -15,19 +15,22 @@ from luthier.encode import Encoder
 from luthier.errors import DataError, RunError
 from luthier.evaluate.build import build
 from luthier.evaluate.changed import CHANGES, from_tests
-from luthier.evaluate.compare import Answers, check_names, check_rules, check_values, compare_models
+from luthier.evaluate.clean import contaminated
+from luthier.evaluate.compare import Answers, check_names, check_rules, check_values, compare_models, judged
+from luthier.evaluate.coverage import coverage
 from luthier.evaluate.exam import TEST, Exam, dump_samples, load_answers, sample_of
 from luthier.evaluate.forgetting import probe_documents
 from luthier.evaluate.harness import from_task
+from luthier.evaluate.judge import Votes, judge_answers, open_judge
 from luthier.evaluate.metrics import default_metrics
 from luthier.evaluate.suite import Item, Suite, form_metrics, general, labelled
 from luthier.evaluate.suite_files import from_file
 from luthier.files import write_atomically
-from luthier.metric import Sample
+from luthier.metric import Metric, Sample
 from luthier.models import Base, load_model, load_tokenizer
 from luthier.progress import Quiet, Reporter
 from luthier.recipe import Recipe, SuiteUse
-from luthier.records import AuditReport, EvalReport
+from luthier.records import AuditReport, EvalReport, Judged
 from luthier.store import folder_hash
 
 
@@ -41,22 +44,39 @@ def evaluate(
     *,
     answers: Path,
     report: Reporter | None = None,
+    votes: Callable[[Sequence[Judged]], Votes] | None = None,
+    requests: Sequence[Conversation] = (),
+    notes: Sequence[str] = (),
 ) -> EvalReport:
-    """Compare the model in `trained` with its base on the test side and on the general probe.
+    """Compare the model in `trained` with its base on the test side, on the general probe and in the recipe's suites.
 
     Leaves `out/evaluation.json` and what each model answered, `out/base.jsonl` and `out/tuned.jsonl`.
-    `folder` is where the recipe's own metrics are looked for; `answers` keeps what a model answered for
-    other runs that ask it the same. Raises DataError LU-D070 where the test side is empty; EvaluationError where
-    a metric or a rule cannot be measured.
+
+    Args:
+        folder: Where the recipe's own metrics and files are looked for.
+        answers: Keeps what a model answered for other runs that ask it the same, and what judges said of it.
+        votes: Looks up what people said of the answers.
+        requests: Real ones, to see what the test side lacks.
+        notes: What else the report's reader must know.
+
+    Raises:
+        DataError: LU-D070, the test side is empty; LU-D071 to LU-D074, a suite cannot be asked.
+        EvaluationError: A metric or a rule cannot be measured.
     """
     report = report or Quiet()
     audit = AuditReport.read(prepared / "audit.json")
-    conversations, notes = _test_side(recipe, prepared)
+    conversations, drawn = _test_side(recipe, prepared)
     metrics = [build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)]
     encoder = Encoder(load_tokenizer(base))
     suites, more = _suites(recipe, conversations, folder, chats=bool(getattr(encoder.tokenizer, "chat_template", None)))
+    benches = [open_judge(judge, folder, recipe.seed) for judge in recipe.evaluate.judges]
     check_names(metrics, suites)
-    check_rules(recipe.release.rules, metrics, suites, [c.tags for c in conversations])
+    check_rules(
+        recipe.release.rules,
+        [*_names(metrics), *_judged(recipe, votes is not None)],
+        suites,
+        [c.tags for c in conversations],
+    )
     test = Suite(TEST, labelled(conversations, audit.labels), metrics, scored=True, written=True)
     exams = [_exam(suite, encoder, conversations, recipe) for suite in (test, *suites)]
     models = {
@@ -68,18 +88,29 @@ def evaluate(
         write_atomically(out / f"{name}.jsonl", _answers(exams, fingerprint, load, name, answers, report))
         shown = Path(base.name).name if name == "base" else name
         taken[name] = load_answers(shown, out / f"{name}.jsonl", recipe.evaluate.cluster_by)
+    both = taken["tuned"], taken["base"]
+    samples = [of.samples for of in both]
+    said = votes(judged([], *samples)) if votes else {}
+    judgement = judge_answers(benches, *samples, answers=answers, report=report, votes=said)
     result = compare_models(
-        taken["tuned"],
-        taken["base"],
-        metrics=metrics,
+        *both,
+        metrics=[*metrics, *judgement.metrics],
         suites=suites,
         recipe=recipe,
         task=audit.task,
         labels=audit.labels,
+        seen=_in_training(recipe, prepared, conversations),
     )
-    result = result.model_copy(update={"notes": (*notes, *more, *result.notes)})
+    if requests:
+        result = result.model_copy(update={"coverage": coverage(conversations, requests, recipe.seed)})
+    result = result.model_copy(update={"notes": (*notes, *drawn, *more, *judgement.notes, *result.notes)})
     result.write(out / "evaluation.json")
     return result
+
+
+def _in_training(recipe: Recipe, prepared: Path, tests: Sequence[Conversation]) -> dict[str, float]:
+    trained = list(read_conversations(prepared / "train.jsonl"))
+    return contaminated(tests, trained, recipe.data.split.near_duplicate_similarity)
 
 
 def foresee(recipe: Recipe, prepared: Path, folder: Path) -> None:
@@ -94,8 +125,18 @@ def foresee(recipe: Recipe, prepared: Path, folder: Path) -> None:
     metrics = [build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)]
     suites, _ = _suites(recipe, conversations, folder, chats=True)
     check_names(metrics, suites)
-    check_rules(recipe.release.rules, metrics, suites, [c.tags for c in conversations])
+    check_rules(
+        recipe.release.rules, [*_names(metrics), *_judged(recipe, True)], suites, [c.tags for c in conversations]
+    )
     check_values(recipe.release.rules, metrics, [_all_right(c, audit.labels) for c in conversations])
+
+
+def _names(metrics: Sequence[Metric]) -> list[str]:
+    return [metric.name for metric in metrics]
+
+
+def _judged(recipe: Recipe, voted: bool) -> list[str]:
+    return [name for judge in recipe.evaluate.judges for name in judge.measures(voted)]
 
 
 def _all_right(conversation: Conversation, labels: tuple[str, ...]) -> Sample:
@@ -171,9 +212,16 @@ def _test_side(recipe: Recipe, prepared: Path) -> tuple[list[Conversation], list
 
 
 def compare_answers(
-    recipe: Recipe, audit: AuditReport, first: Path, second: Path, names: tuple[str, str], folder: Path
+    recipe: Recipe,
+    audit: AuditReport,
+    first: Path,
+    second: Path,
+    names: tuple[str, str],
+    folder: Path,
+    *,
+    answers: Path,
 ) -> EvalReport:
-    """The tuned answers in `second` against those in `first`, on what both were asked; nothing is run.
+    """The tuned answers in `second` against those in `first`, on what both were asked; only judges are run.
 
     Raises RunError LU-U006 where they share no conversation.
     """
@@ -188,15 +236,19 @@ def compare_answers(
         )
     uses = recipe.evaluate.suites
     suites = [general([]), *(Suite(u.name, [], form_metrics(u.name, u.form), form=u.form) for u in uses)]
-    return compare_models(
+    metrics = [build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)]
+    benches = [open_judge(judge, folder, recipe.seed) for judge in recipe.evaluate.judges]
+    judgement = judge_answers(benches, tuned.samples, baseline.samples, answers=answers, report=Quiet())
+    result = compare_models(
         tuned,
         baseline,
-        metrics=[build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)],
+        metrics=[*metrics, *judgement.metrics],
         suites=[suite for suite in suites if tuned.suites.get(suite.name)],
         recipe=recipe,
         task=audit.task,
         labels=audit.labels,
     )
+    return result.model_copy(update={"notes": (*judgement.notes, *result.notes)})
 
 
 def _on_what_both_were_asked(first: Answers, second: Answers) -> list[Answers]:

@@ -83,13 +83,13 @@ class ReviewSummary(Record):
 
 def summarise(run: Path, report: EvalReport) -> ReviewSummary:
     """All reviewers of a run, and every pair of them. Raises RunError LU-U010 for a damaged file of votes."""
-    found = casts(run, report)
+    found = casts(run, report.samples)
     votes = {name: cast.votes for name, cast in found.items()}
     return ReviewSummary(
         run=run.name,
         confidence=report.confidence,
         n_samples=len(report.samples),
-        n_equal=len(report.samples) - len(differing(report)),
+        n_equal=len(report.samples) - len(differing(report.samples)),
         n_clusters=report.n_clusters,
         reviewers=tuple(_result(name, cast, report.confidence) for name, cast in found.items()),
         agreement=tuple(agreement((a, b), votes[a], votes[b], report.confidence) for a, b in combinations(votes, 2)),

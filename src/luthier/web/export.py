@@ -80,7 +80,7 @@ def export(
     """
     if tag is not None and tag not in get_args(Tag):
         raise RunError.of("LU-U015", "--tag", f"'{printable(tag)}' is no tag", did_you_mean(tag, get_args(Tag)))
-    found = casts(run, report)
+    found = casts(run, report.samples)
     if reviewer is not None and reviewer not in found:
         advice = did_you_mean(reviewer, found)
         raise RunError.of("LU-U017", "--reviewer", f"'{printable(reviewer)}' has not voted", advice)
