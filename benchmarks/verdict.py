@@ -25,9 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from luthier.metric import Floats, Sample, SumMetric
-from luthier.recipe import Rule
 from luthier.records import Comparison, RuleResult
 from luthier.release.gate import judge_rule
+from luthier.settings import Rule
 from luthier.stats import POWER, compare
 
 SEED = 20261122

@@ -10,12 +10,12 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from luthier.recipe import Full, Lora, Recipe
+from luthier.settings import Full, Lora, Recipe
 
 PAGE = Path(__file__).with_name("recipe.md")
 HEAD = """# The recipe: every setting
 
-Written by `make docs` from `luthier/recipe.py`. Recipes are YAML 1.2, read strictly: an unknown setting, a number
+Written by `make docs` from `luthier/settings.py`. Recipes are YAML 1.2, read strictly: an unknown setting, a number
 in quotes or a rule on a metric that nobody measures is an error before anything runs. Paths count from the recipe.
 `luthier init` writes a commented example.
 """
@@ -52,11 +52,13 @@ def _table(title: str, model: type[BaseModel]) -> Iterator[str]:
 def _default(value: Any) -> str:
     if isinstance(value, BaseModel):
         return "see below"
+    if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+        value = [item.name for item in value]
     return f"`{list(value) if isinstance(value, tuple) else value}`" if value is not PydanticUndefined else ""
 
 
 def _values(field: Any) -> str:
-    text = str(field.annotation).replace("typing.", "").replace("luthier.recipe.", "")
+    text = str(field.annotation).replace("typing.", "").replace("luthier.settings.", "")
     text = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", text)
     text = re.sub(r", (FieldInfo|annotation)\(?.*$", "", text).replace("Annotated[", "").replace("NoneType", "None")
     text = re.sub(r"(Optional|Union)\[(.*?)\]*$", r"\2", text) + (" or None" if "Optional" in text else "")

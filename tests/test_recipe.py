@@ -16,8 +16,10 @@ from pydantic import BaseModel
 
 import luthier
 from luthier import recipe as recipes
+from luthier import settings as the_tree
 from luthier.errors import Problem, RecipeError
-from luthier.recipe import Lora, Recipe, Use, fingerprint, load, metric_name, source_path, to_yaml, validate
+from luthier.recipe import load, to_yaml, validate
+from luthier.settings import Lora, Recipe, Use, fingerprint, metric_name, source_path
 from luthier.strict_yaml import parse_yaml
 
 MINIMAL = """\
@@ -580,7 +582,7 @@ class Reads(ast.NodeVisitor):
 
     def __init__(self, tree_: ast.AST) -> None:
         self.sections = all_sections()
-        self.aliases = {s.__name__: {s} for s in self.sections} | {"Adapt": inner_sections(recipes.Adapt)}
+        self.aliases = {s.__name__: {s} for s in self.sections} | {"Adapt": inner_sections(the_tree.Adapt)}
         self.known: dict[str, set[type[BaseModel]]] = {"recipe": {Recipe}, "_recipe": {Recipe}}
         self.found: set[tuple[str, str]] = set()
         for _ in range(3):  # what is assigned from what is assigned
@@ -636,7 +638,8 @@ class Reads(ast.NodeVisitor):
 
 
 def test_every_setting_is_read_by_some_code() -> None:
-    files = [p for p in Path(luthier.__file__).parent.rglob("*.py") if p != Path(recipes.__file__)]
+    own = (recipes.__file__, the_tree.__file__)
+    files = [p for p in Path(luthier.__file__).parent.rglob("*.py") if str(p) not in own]
     read = set().union(*(Reads(ast.parse(file.read_text())).found for file in files))
     settings_ = {(s.__name__, name) for s in all_sections() for name in s.model_fields}
     unread = {f"{section}.{name}" for section, name in settings_ - read}
@@ -650,5 +653,5 @@ def test_the_walk_would_notice_a_setting_that_nothing_reads() -> None:
 
 
 def test_the_walk_finds_every_section() -> None:
-    classes = [v for v in vars(recipes).values() if isinstance(v, type) and issubclass(v, recipes.Section)]
-    assert all_sections() == {*classes} - {recipes.Section}
+    classes = [v for v in vars(the_tree).values() if isinstance(v, type) and issubclass(v, the_tree.Section)]
+    assert all_sections() == {*classes} - {the_tree.Section}

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from luthier.errors import RecipeError
-from luthier.recipe import HUMAN_PREFERENCE, Recipe, Rule, validate
+from luthier.recipe import validate
 from luthier.records import Comparison, EvalReport, Judged
 from luthier.release.gate import HUMAN_REVIEW, judge_rule, rules_of
+from luthier.settings import HUMAN_PREFERENCE, Recipe, Rule
 from luthier.stats import compare
 from luthier.votes import Vote, casts, check_on, digest, votes_key, with_votes
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from luthier.errors import ModelError, did_you_mean
 from luthier.models import Base, quiet_transformers
-from luthier.recipe import Adapt, Lora
+from luthier.settings import Adapt, Lora
 
 
 def adapt(model: nn.Module, how: Adapt, base: Base, seed: int) -> nn.Module:

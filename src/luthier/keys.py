@@ -15,8 +15,9 @@ from luthier.files import sha256_of
 from luthier.machine import versions
 from luthier.plugins import METRICS
 from luthier.prepare.sources import find_files
-from luthier.recipe import HUMAN_PREFERENCE, Judge, Recipe, question
+from luthier.recipe import question
 from luthier.release.gate import rules_of
+from luthier.settings import HUMAN_PREFERENCE, Judge, Recipe
 from luthier.store import STAGES, folder_hash, stage_record
 from luthier.votes import votes_key
 

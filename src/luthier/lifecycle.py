@@ -24,8 +24,8 @@ from luthier.errors import RunError
 from luthier.files import locked, sync_folder, write_atomically
 from luthier.machine import describe, peak_bytes
 from luthier.progress import Quiet, Reporter
-from luthier.recipe import HUMAN_PREFERENCE, Recipe, Rule, fingerprint
 from luthier.records import AuditReport, Comparison, EvalReport, RunRecord, Verdict
+from luthier.settings import HUMAN_PREFERENCE, Recipe, Rule, fingerprint
 from luthier.store import STAGES, artifacts_in, damaged, find_stage, link_stage, runs_in, stage_record
 from luthier.strict_yaml import parse_yaml
 

@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from luthier.errors import printable
-from luthier.recipe import Recipe
 from luthier.records import AuditReport, Comparison, EvalReport, RunRecord, TrialsReport
+from luthier.settings import Recipe
 
 if TYPE_CHECKING:
     from luthier.lifecycle import Run

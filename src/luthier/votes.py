@@ -25,8 +25,8 @@ from pydantic import Field, ValidationError
 from luthier import stats
 from luthier.errors import RunError
 from luthier.metric import MeanMetric, Sample
-from luthier.recipe import HUMAN_PREFERENCE, fingerprint
 from luthier.records import Comparison, EvalReport, Judged, Record
+from luthier.settings import HUMAN_PREFERENCE, fingerprint
 
 Model = Literal["baseline", "tuned"]
 Tag = Literal["wrong", "unsafe", "biased", "off-tone"]
@@ -311,8 +311,8 @@ def _notes(found: Mapping[str, Cast], report: EvalReport) -> list[str]:
         people = "1 reviewer" if len(counted) == 1 else f"{len(counted)} reviewers"
         notes.append(
             f"human_preference: {n_votes} votes of {people} on {len(samples)} of the {len(differing(report.samples))} "
-            "samples whose answers differ; the interval covers the choice of samples, not that of reviewers, and not a review "
-            "that goes on until it passes"
+            "samples whose answers differ; the interval covers the choice of samples, not that of reviewers, and not a "
+            "review that goes on until it passes"
         )
     for name, cast in found.items():
         if not cast.attentive:

@@ -10,7 +10,7 @@ import pytest
 from luthier.errors import RecipeError, UserError
 from luthier.evaluate.build import build
 from luthier.metric import Metric
-from luthier.recipe import Use
+from luthier.settings import Use
 
 from .samples import sample, stats, value
 

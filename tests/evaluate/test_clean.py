@@ -11,7 +11,7 @@ from luthier.conversation import Conversation, Message, make_conversation
 from luthier.evaluate.build import build
 from luthier.evaluate.clean import compare_clean, contaminated
 from luthier.metric import Sample
-from luthier.recipe import Use
+from luthier.settings import Use
 from luthier.similar import shingles
 
 from .samples import sample

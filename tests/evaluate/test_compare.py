@@ -24,8 +24,8 @@ from luthier.evaluate.compare import (
 )
 from luthier.evaluate.suite import general
 from luthier.metric import MeanMetric, Metric, Sample
-from luthier.recipe import Recipe, Rule, Use
 from luthier.records import EvalReport
+from luthier.settings import Recipe, Rule, Use
 
 from .samples import VOCABULARY, sample
 

@@ -16,7 +16,7 @@ from luthier.evaluate.build import build
 from luthier.evaluate.calls import read_calls
 from luthier.evaluate.text import script
 from luthier.metric import Metric
-from luthier.recipe import Use
+from luthier.settings import Use
 
 from .samples import pairs, sample, value
 

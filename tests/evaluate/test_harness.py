@@ -17,7 +17,7 @@ from luthier.evaluate.exam import Exam
 from luthier.evaluate.harness import from_task
 from luthier.models import find_base, load_model, load_tokenizer
 from luthier.progress import Quiet
-from luthier.recipe import SuiteUse
+from luthier.settings import SuiteUse
 from tests.evaluate.samples import value
 
 TASK = """

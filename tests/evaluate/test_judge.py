@@ -26,8 +26,9 @@ from luthier.evaluate.questions import make_question
 from luthier.metric import Metric
 from luthier.models import find_base
 from luthier.progress import Quiet
-from luthier.recipe import Judge, Recipe, Use, load, validate
+from luthier.recipe import load, validate
 from luthier.records import EvalReport
+from luthier.settings import Judge, Recipe, Use
 from luthier.stats import compare
 from luthier.strict_yaml import parse_yaml
 

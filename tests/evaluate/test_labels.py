@@ -31,9 +31,9 @@ from luthier.evaluate.labels import confusion, likeliest, probabilities, reliabi
 from luthier.metric import Metric, Sample
 from luthier.plugins import METRICS
 from luthier.prepare.derive import METRICS as RULED
-from luthier.recipe import Recipe, Use
 from luthier.records import Comparison, EvalReport
 from luthier.release.gate import judge_rule
+from luthier.settings import Recipe, Use
 
 from .samples import pairs, sample, value
 

@@ -16,7 +16,7 @@ from luthier.errors import ModelError
 from luthier.evaluate.build import build
 from luthier.evaluate.compare import Answers, compare_models
 from luthier.metric import Metric
-from luthier.recipe import Recipe, Use
+from luthier.settings import Recipe, Use
 
 from .samples import pairs, sample, text, value
 

@@ -18,8 +18,8 @@ from luthier.evaluate import metrics
 from luthier.evaluate.build import build
 from luthier.metric import Metric
 from luthier.plugins import METRICS
-from luthier.recipe import Use
 from luthier.release.wording import meaning
+from luthier.settings import Use
 
 from .samples import REAL, corpora, pairs, sample, stats, text, value
 

@@ -9,7 +9,7 @@ import pytest
 
 from luthier.evaluate.build import build
 from luthier.evaluate.refusal import declines
-from luthier.recipe import Use
+from luthier.settings import Use
 
 from .samples import pairs, sample, value
 

@@ -14,8 +14,8 @@ from luthier.evaluate.compare import Answers, compare_models, tag_text
 from luthier.evaluate.conditions import find_conditions
 from luthier.evaluate.slices import _gap, _half, _halves, find_slices
 from luthier.metric import Floats, MeanMetric, Metric, Sample, SumMetric
-from luthier.recipe import Recipe
 from luthier.records import DiscoveredSlice
+from luthier.settings import Recipe
 
 from .samples import sample
 

@@ -21,7 +21,8 @@ from luthier.evaluate.suite_files import from_file
 from luthier.metric import Sample
 from luthier.models import find_base, load_model, load_tokenizer
 from luthier.progress import Quiet
-from luthier.recipe import SuiteUse, validate
+from luthier.recipe import validate
+from luthier.settings import SuiteUse
 from luthier.suites import FORMS, SHIPPED
 from tests.evaluate.samples import sample, value
 

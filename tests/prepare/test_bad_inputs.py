@@ -218,7 +218,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def recipe_sources(*paths: str) -> Any:
-    from luthier.recipe import Source
+    from luthier.settings import Source
 
     return tuple(Source(path=path) for path in paths)
 

@@ -19,8 +19,9 @@ from luthier.prepare import derive
 from luthier.prepare.detect import detect
 from luthier.prepare.formats import render
 from luthier.prepare.rows import Fault
-from luthier.recipe import Data, Source, validate
+from luthier.recipe import validate
 from luthier.records import AuditReport
+from luthier.settings import Data, Source
 
 from .lines import DATA, GOOD, Prepared, chat, run
 

@@ -13,7 +13,7 @@ from luthier.conversation import Message, make_conversation
 from luthier.errors import DataError
 from luthier.prepare.rows import Item
 from luthier.prepare.split import limit, split
-from luthier.recipe import Split
+from luthier.settings import Split
 from luthier.similar import Groups, SimilarTexts, join_similar, shingles
 
 WORDS = ["red", "green", "kettle", "pot", "where", "is", "my", "order", "please", "thanks"]

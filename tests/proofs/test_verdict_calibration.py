@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from luthier.metric import Floats, MeanMetric, Sample
-from luthier.recipe import Rule
 from luthier.records import RuleResult
 from luthier.release.gate import judge_rule
+from luthier.settings import Rule
 from luthier.stats import compare
 
 GATES = 2000

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from luthier.recipe import Recipe, Rule
 from luthier.records import (
     AuditReport,
     Check,
@@ -25,6 +24,7 @@ from luthier.records import (
 )
 from luthier.release.evidence import Evidence
 from luthier.release.gate import judge, judge_rule
+from luthier.settings import Recipe, Rule
 from luthier.stats import wilson
 
 HOSTILE = (

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from evidence import BEATS, UNDERPOWERED
 
-from luthier.recipe import Rule
 from luthier.records import Comparison, Outcome, RuleResult
 from luthier.release.card import model_card
 from luthier.release.gate import judge, judge_rule, limit, observed
 from luthier.release.report import found, headline, report_html
+from luthier.settings import Rule
 
 E = 1e-9
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from luthier import recipe as recipes
 from luthier.conversation import Conversation, Message, make_conversation, write_conversations
-from luthier.recipe import Recipe
+from luthier.settings import Recipe
 
 WORDS = "the kettle lid is blue and holds seven cups of tea while rain falls on the green garden shed".split()
 

@@ -18,7 +18,7 @@ from luthier.encode import Encoded, Encoder
 from luthier.errors import DataError, Stopped
 from luthier.interrupts import Interrupted
 from luthier.models import find_base, load_model, load_tokenizer
-from luthier.recipe import Full, Lora
+from luthier.settings import Full, Lora
 from luthier.train import checkpoint, loop, train
 from luthier.train.data import StepData
 from luthier.train.loop import Plan, Progress, backward, fit

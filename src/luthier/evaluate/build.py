@@ -26,7 +26,7 @@ import numpy as np
 from luthier.errors import EvaluationError, LuthierError, printable
 from luthier.metric import Floats, MeanMetric, Metric, Sample, show
 from luthier.plugins import METRICS
-from luthier.recipe import Use, metric_name
+from luthier.settings import Use, metric_name
 
 
 def build(use: Use, labels: tuple[str, ...], folder: Path | None) -> Metric:

@@ -15,7 +15,7 @@ import numpy as np
 
 from luthier.conversation import Conversation, Message, make_conversation
 from luthier.evaluate.suite import Item, Suite, form_metrics
-from luthier.recipe import SuiteUse
+from luthier.settings import SuiteUse
 
 DEFAULT_LIMIT = 50
 """Conversations a suite, unless the recipe says: each costs two likelihoods, no generation."""

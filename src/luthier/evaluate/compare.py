@@ -22,8 +22,8 @@ from luthier.evaluate.labels import confusion, reliability
 from luthier.evaluate.slices import find_slices
 from luthier.evaluate.suite import Suite
 from luthier.metric import Floats, Metric, Sample, show
-from luthier.recipe import HUMAN_PREFERENCE, Recipe, Rule
 from luthier.records import Comparison, DiscoveredSlice, EvalReport, Judged, SuiteReport, Task
+from luthier.settings import HUMAN_PREFERENCE, Recipe, Rule
 from luthier.suites import FORMS
 
 MIN_SLICE_SAMPLES = 5

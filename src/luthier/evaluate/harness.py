@@ -13,7 +13,7 @@ from typing import Any
 from luthier.conversation import Message, make_conversation
 from luthier.errors import DataError, first_line
 from luthier.evaluate.suite import Item, Suite, Text, form_metrics
-from luthier.recipe import SuiteUse
+from luthier.settings import SuiteUse
 
 
 def from_task(use: SuiteUse, folder: Path, seed: int) -> Suite:

@@ -30,7 +30,8 @@ from luthier.evaluate.questions import CLOSING, REMINDER, By, Question, make_que
 from luthier.files import locked, write_atomically
 from luthier.metric import MeanMetric, Metric, Sample
 from luthier.progress import Reporter
-from luthier.recipe import Judge, fingerprint, question
+from luthier.recipe import question
+from luthier.settings import Judge, fingerprint
 
 AT_ONCE = 64
 """Questions between two writes to disk. If none of so many gets a reply, the judge is taken for gone."""

@@ -17,8 +17,8 @@ import numpy as np
 
 from luthier.evaluate.text import squad, squad_tokens, words
 from luthier.metric import Floats, Metric, Sample, SumMetric, lower_is_better
-from luthier.recipe import Use
 from luthier.records import Task
+from luthier.settings import Use
 
 
 def default_metrics(task: Task) -> tuple[Use, ...]:

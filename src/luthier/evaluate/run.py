@@ -29,8 +29,8 @@ from luthier.files import write_atomically
 from luthier.metric import Metric, Sample
 from luthier.models import Base, load_model, load_tokenizer
 from luthier.progress import Quiet, Reporter
-from luthier.recipe import Recipe, SuiteUse
 from luthier.records import AuditReport, EvalReport, Judged
+from luthier.settings import Recipe, SuiteUse
 from luthier.store import folder_hash
 
 

@@ -17,7 +17,7 @@ from luthier.conversation import Conversation, Message, make_conversation
 from luthier.errors import DataError, EvaluationError, Problem, printable
 from luthier.evaluate.instructions import follows
 from luthier.evaluate.suite import LESS, MORE, Item, Suite, Text, form_metrics
-from luthier.recipe import SuiteUse
+from luthier.settings import SuiteUse
 
 
 def from_file(use: SuiteUse, folder: Path, seed: int) -> Suite:

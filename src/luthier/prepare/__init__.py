@@ -23,8 +23,8 @@ from luthier.prepare.noticed import notice
 from luthier.prepare.rows import Fault, Item, Row
 from luthier.prepare.sources import SIDE_NAMES, DataFile, find_files
 from luthier.prepare.split import limit, split
-from luthier.recipe import Data, Recipe, Source
 from luthier.records import AuditReport
+from luthier.settings import Data, Recipe, Source
 
 __all__ = ["derive", "prepare"]
 

@@ -18,8 +18,8 @@ from luthier.prepare.detect import SAMPLE_ROWS, detect, task_of
 from luthier.prepare.formats import Format
 from luthier.prepare.rows import Fault, Row
 from luthier.prepare.sources import SIDE_NAMES, DataFile, find_files
-from luthier.recipe import Data, Source
 from luthier.records import Task
+from luthier.settings import Data, Source
 
 MAX_SLICES = 3
 MAX_SLICE_VALUES = 12

@@ -12,8 +12,8 @@ from typing import Any
 
 from luthier.errors import DataError, Problem, did_you_mean, printable
 from luthier.prepare.formats import OPTIONAL, REQUIRED, Format, columns_of, is_template
-from luthier.recipe import Data
 from luthier.records import Task
+from luthier.settings import Data
 
 PROMPTS = ("prompt", "question", "query", "instruction", "dialogue", "input", "source", "article", "text", "document")
 COMPLETIONS = ("completion", "answer", "response", "output", "target", "summary", "highlights", "note")

@@ -17,7 +17,7 @@ from luthier.prepare.detect import PROMPTS, SAMPLE_ROWS, TEXTS, detect, profile
 from luthier.prepare.formats import Format
 from luthier.prepare.rows import Fault, Row
 from luthier.prepare.sources import find_files
-from luthier.recipe import Data, Source, source_path
+from luthier.settings import Data, Source, source_path
 
 
 def read_requests(path: str, folder: Path) -> tuple[list[Conversation], list[str]]:

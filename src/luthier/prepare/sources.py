@@ -18,7 +18,7 @@ from pathlib import Path
 from luthier.conversation import Side
 from luthier.errors import DataError, Problem, printable
 from luthier.prepare.rows import BOM, READERS, Row, Warn
-from luthier.recipe import Source, source_path
+from luthier.settings import Source, source_path
 
 KINDS = {
     ".jsonl": "JSON lines",

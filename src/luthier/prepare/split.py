@@ -15,7 +15,7 @@ from dataclasses import replace
 from luthier.conversation import SIDES, Conversation, Side
 from luthier.errors import DataError
 from luthier.prepare.rows import Item
-from luthier.recipe import Split
+from luthier.settings import Split
 from luthier.similar import Groups, join_similar
 
 

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.recipe import Recipe, Rule
 from luthier.records import AuditReport, Comparison, EvalReport, TrainReport, Verdict
 from luthier.release.card import model_card
 from luthier.release.evidence import Evidence
 from luthier.release.gate import judge, judge_rule
 from luthier.release.provenance import stated_licences
 from luthier.release.report import report_html, report_json
+from luthier.settings import Recipe, Rule
 from luthier.store import artifacts_in
 
 if TYPE_CHECKING:

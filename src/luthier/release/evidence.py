@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from luthier.recipe import HUMAN_PREFERENCE, Recipe
 from luthier.records import (
     AuditReport,
     Comparison,
@@ -24,6 +23,7 @@ from luthier.records import (
     Verdict,
 )
 from luthier.release.wording import meaning, p_value
+from luthier.settings import HUMAN_PREFERENCE, Recipe
 from luthier.stats import holm
 
 GENERAL = "general_perplexity"

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from luthier.recipe import HUMAN_PREFERENCE, Release, Rule
 from luthier.records import Comparison, Outcome, RuleResult, Verdict
+from luthier.settings import HUMAN_PREFERENCE, Release, Rule
 
 HUMAN_REVIEW = Rule(metric=HUMAN_PREFERENCE, must="not_regress", by_points=0.1)
 """What `needs: [human_review]` asks where no rule says it."""

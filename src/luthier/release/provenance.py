@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from luthier.recipe import Recipe, source_path
 from luthier.records import TrainReport
+from luthier.settings import Recipe, source_path
 
 WATTS_PER_THREAD = (3.0, 15.0)
 WATTS_PER_GPU = (75.0, 1000.0)

@@ -15,8 +15,8 @@ from luthier.errors import DataError
 from luthier.files import fresh_folder
 from luthier.models import Base, load_model, load_tokenizer
 from luthier.progress import Quiet, Reporter
-from luthier.recipe import Recipe
 from luthier.records import Check, TrainReport
+from luthier.settings import Recipe
 from luthier.train import checkpoint
 from luthier.train.data import StepData
 from luthier.train.loop import Plan, Progress, fit, from_json, to_json

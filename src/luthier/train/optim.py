@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from luthier.recipe import Train
+from luthier.settings import Train
 
 
 def make_optimizer(parameters: dict[str, nn.Parameter], settings: Train) -> torch.optim.AdamW:

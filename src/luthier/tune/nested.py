@@ -28,8 +28,8 @@ from luthier.files import write_atomically
 from luthier.metric import Sample
 from luthier.prepare.rows import Item
 from luthier.prepare.split import draw_key, limit, split
-from luthier.recipe import FormatName, Recipe, Rule, Source, Split, fingerprint
 from luthier.records import AuditReport
+from luthier.settings import FormatName, Recipe, Rule, Source, Split, fingerprint
 from luthier.stats import MIN_CLUSTERS
 from luthier.store import stage_record
 

@@ -33,8 +33,8 @@ from luthier.evaluate.metrics import default_metrics
 from luthier.lifecycle import WORKSPACE
 from luthier.metric import Metric, Sample
 from luthier.progress import Quiet, Reporter
-from luthier.recipe import Recipe, Use, fingerprint, metric_name
 from luthier.records import AuditReport, Comparison, TrialRun, TrialsReport, VariantResult
+from luthier.settings import Recipe, Use, fingerprint, metric_name
 from luthier.stats import holm
 from luthier.store import stage_record
 from luthier.tune.effect import Effect, compare_seeds, value_of

@@ -1,0 +1,374 @@
+"""The settings of a recipe: everything a person decides about a run, in one frozen, strict tree.
+
+A field enters the tree with the feature that reads it; a test walks the fields and fails on one that no code reads.
+The unit is in the name. What is wrong in a tree by itself is said here; `recipe.py` reads files and checks plug-ins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from luthier.conversation import Side
+from luthier.errors import did_you_mean
+from luthier.suites import SHIPPED, Form, metrics_of
+
+HUMAN_PREFERENCE = "human_preference"
+"""The metric that people measure, in `luthier review`."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+FormatName = Literal["auto", "messages", "prompt_completion", "classification", "text"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Use(Section):
+    """A plug-in and its parameters: `rouge` or `{use: rouge, stem: true}`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    use: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"use": value} if isinstance(value, str) else value
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Source(Section):
+    path: str
+    """A file or a folder of files; relative to the recipe."""
+    split: Side | None = None
+    """The side all rows of this source belong to; None: the recipe's split decides."""
+    format: FormatName | None = None
+    """None: `data.format`. Sources may differ: chats to learn from, and general texts to replay against forgetting."""
+    fields: dict[str, str] | None = None
+    """None: `data.fields`."""
+
+
+class Dedupe(Section):
+    use: Literal["dedupe"]
+    similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Jaccard similarity of word shingles of whole conversations; 1.0 removes exact copies only."""
+
+
+class Split(Section):
+    by: str = "family"
+    """`given`: rows carry a `split` column. `family`, or the name of a column whose values stay together.
+    A side that a file or a source gives always wins."""
+    valid_fraction: Fraction = 0.05
+    test_fraction: Fraction = 0.10
+    near_duplicate_similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Prompts at least this similar stay on one side, or are reported as leakage where sides are given."""
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train(self) -> Split:
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError("valid_fraction and test_fraction leave nothing to train on")
+        return self
+
+
+class Data(Section):
+    sources: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)]
+    format: FormatName = "auto"
+    fields: dict[str, str] = {}
+    """messages, prompt, completion, text, label, system, split -> a column, or a template: '{table}\\n{question}'.
+    `{column?}` may be absent from a row."""
+    system: str | None = None
+    """System text for conversations that have none."""
+    clean: Annotated[tuple[Dedupe, ...], Field(strict=False)] = ()
+    max_rejected_fraction: Fraction = 0.01
+    """Above it the run stops: look at the data, not at the loss. 0 is strict."""
+    limit: Count | None = None
+    """At most this many conversations a side, drawn by seed; said in the report."""
+    max_tokens: Count | None = None
+    """A longer conversation is rejected, never cut. None: the base model's context window."""
+    split: Split = Split()
+    slices: Annotated[tuple[str, ...], Field(strict=False)] = ()
+
+
+class Full(Section):
+    method: Literal["full"]
+
+
+class Lora(Section):
+    method: Literal["lora"] = "lora"
+    rank: Count = 16
+    alpha: Positive = 32.0
+    dropout: Fraction = 0.0
+    target: str | Annotated[tuple[str, ...], Field(strict=False)] = "all-linear"
+
+
+Adapt = Annotated[Full | Lora, Field(discriminator="method")]
+
+
+class Model(Section):
+    base: str = "smollm2-135m-instruct"
+    """A built-in name, a hub name, a folder or a .gguf file."""
+    adapt: Adapt = Lora()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lora_unless_said(cls, value: Any) -> Any:
+        """So that `adapt: {rank: 8}` is enough; `to_yaml`, which leaves out defaults, writes it so."""
+        adapt = value.get("adapt") if isinstance(value, dict) else None
+        return {**value, "adapt": {"method": "lora", **adapt}} if isinstance(adapt, dict) else value
+
+
+class EarlyStopping(Section):
+    patience_checks: Count = 3
+    """Training stops after this many validations in a row without a lower nll."""
+
+
+class Train(Section):
+    epochs: Count = 3
+    examples_per_step: Count = 16
+    """Over all devices. How a step is cut into micro-batches is derived and does not change the gradient."""
+    learning_rate: Positive = 2e-4
+    warmup_fraction: Fraction = 0.05
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    max_grad_norm: Positive = 1.0
+    tokens_per_micro_batch: Count = 2048
+    """Memory bound: distinct tokens in one forward pass. A single longer example still runs, alone."""
+    checks_per_epoch: Count = 2
+    """Validations an epoch; each may save new best weights."""
+    early_stopping: EarlyStopping | None = EarlyStopping()
+    keep: Literal["best", "last"] = "best"
+    """The weights that the run ends with: those of the lowest validation nll, or the last ones."""
+    save_every_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    """Seconds between checkpoints; 0 saves after every step."""
+    max_minutes: Positive | None = None
+    """Stop and finish the schedule within this time. Makes a run depend on the machine's speed."""
+
+
+class SuiteUse(Section):
+    """Questions besides the test set: `knowledge`, `{name: typos, limit: 20}`, or a file of a stated form."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+    """The name of a suite that ships, or the one under which a file's metrics are reported: `NAME_accuracy`."""
+    path: str | None = None
+    """A JSONL file of questions, or the folder of a task's YAML; relative to the recipe."""
+    task: str | None = None
+    """A multiple-choice task of lm-evaluation-harness (`pip install 'luthier[harness]'`)."""
+    form: str = ""
+    """Of a file: multiple_choice, pairs, coreference, ambiguity, instructions or safety."""
+    limit: Count | None = None
+    """At most this many questions, drawn by seed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        value = {"name": value} if isinstance(value, str) else value
+        if not isinstance(value, dict) or value.get("form") is not None:
+            return value
+        if value.get("task") is not None:
+            return {**value, "form": "multiple_choice"}
+        return {**value, "form": SHIPPED.get(str(value.get("name")), "")} if value.get("path") is None else value
+
+    @model_validator(mode="after")
+    def _has_its_form(self) -> SuiteUse:
+        if self.task is not None:
+            if self.form != "multiple_choice":
+                raise ValueError("a task's form is multiple_choice")
+            return self
+        if self.path is None and self.form != SHIPPED.get(self.name):
+            raise ValueError(
+                f"no suite '{self.name}' ships{_or_rather(self.name, SHIPPED)}; a file needs path and form"
+            )
+        if self.path is not None and self.form not in get_args(Form):
+            raise ValueError(f"a file's form is one of {', '.join(get_args(Form))}")
+        return self
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return metrics_of(self.name, self.form)
+
+
+def _or_rather(name: str, known: Iterable[str]) -> str:
+    advice = did_you_mean(name, known)
+    return f" ({advice})" if advice else ""
+
+
+class Judge(Section):
+    """A language model that grades answers, or says which of two is better; a metric under its name."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+    """Of its metric. `pairwise` also gives NAME_length_controlled and, with people's votes, NAME_corrected."""
+    form: Literal["rubric", "pairwise"]
+    """`rubric` grades each answer by itself; `pairwise` asks which model's answer is better, in both orders."""
+    rubric: str | None = None
+    """What deserves which grade."""
+    rubric_file: str | None = None
+    """The rubric in a text file; relative to the recipe."""
+    scale: Annotated[tuple[int, int], Field(strict=False)] = (1, 5)
+    """The worst and the best grade of a rubric."""
+    criteria: str = "Correct and complete in what was asked, clear, and without what was not asked."
+    """What makes an answer the better one of two."""
+    model: str
+    """With `url`, the model's name there; else a base model as in `model.base`, run on this machine."""
+    url: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Where an OpenAI-compatible server answers, up to and with `/v1`; several share the work."""
+    key_env: str | None = None
+    """The environment variable that holds the key of the url; the key itself belongs in no recipe."""
+    pinned: str | None = None
+    """With `url`, the exact version that every reply must come from; else how the SHA-256 of the weights begins."""
+    by: Literal["reply", "likelihood"] | None = None
+    """How the verdict is read. None: by url from the reply, on this machine from the likelihood of each verdict."""
+    max_new_tokens: Count = 512
+    """Of a written reply."""
+    timeout_s: Positive = 60.0
+    """How long one try may take until the reply is whole."""
+    at_once: Count = 4
+    """Requests in flight for each url."""
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _one_url(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _leads_somewhere(self) -> Judge:
+        """Checked here and not field by field, because an error of a field shows what was found: maybe a secret."""
+        for url in self.url:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+                raise ValueError("a url is http:// or https:// with a host, e.g. http://127.0.0.1:8000/v1")
+            if parts.username is not None or parts.query or parts.fragment:
+                raise ValueError("a url holds no user, password or query; `key_env` names where the key is")
+        if self.key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_env):
+            raise ValueError("`key_env` is the name of an environment variable, not the key itself")
+        return self
+
+    @model_validator(mode="after")
+    def _is_one_question(self) -> Judge:
+        if self.form == "rubric" and (self.rubric is None) == (self.rubric_file is None):
+            raise ValueError("a rubric judge needs `rubric` or `rubric_file`, one of them")
+        if not 1 <= self.scale[1] - self.scale[0] <= 100:
+            raise ValueError("a scale goes from the worst to a higher best grade, at most 100 above")
+        if self.url and self.by == "likelihood":
+            raise ValueError("the likelihood of verdicts is known on this machine only, not by url")
+        return self
+
+    @model_validator(mode="after")
+    def _reads_all_that_is_set(self) -> Judge:
+        unread = ["criteria"] if self.form == "rubric" else ["rubric", "rubric_file", "scale"]
+        unread += [] if self.url else ["key_env", "timeout_s", "at_once"]
+        if changed := [name for name in unread if getattr(self, name) != type(self).model_fields[name].default]:
+            kind = f"a {self.form} judge {'by url' if self.url else 'on this machine'}"
+            raise ValueError(f"{kind} does not read {', '.join(changed)}")
+        return self
+
+    def measures(self, voted: bool = True) -> tuple[str, ...]:
+        """The metrics that it yields; `voted`: where people have judged some of the samples too."""
+        if self.form == "rubric":
+            return (self.name,)
+        return (self.name, f"{self.name}_length_controlled", *([f"{self.name}_corrected"] if voted else []))
+
+
+class Evaluate(Section):
+    metrics: Annotated[tuple[Use, ...], Field(strict=False)] = ()
+    """Empty: chosen from the task."""
+    judges: Annotated[tuple[Judge, ...], Field(strict=False)] = ()
+    """Language models that grade the answers or compare them; each gives a metric of its name."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    limit: Count | None = None
+    """At most this many test conversations, drawn by seed; said in the report."""
+    max_new_tokens: Count = 128
+    cluster_by: str | None = None
+    """Tag whose values are the independent units of the intervals; None: the family."""
+    probe_documents: Count | None = None
+    """At most this many documents of the general probe; None: all."""
+    suites: Annotated[tuple[SuiteUse, ...], Field(strict=False)] = tuple(
+        SuiteUse(name=name, form=form) for name, form in SHIPPED.items()
+    )
+    """Retention, bias and robustness: put to base and tuned model alike, their metrics open to rules. [] for none."""
+    requests: str | None = None
+    """Real requests, to see what the test set lacks: a .txt file of one a line, or any data file. Relative to the
+    recipe."""
+
+
+class Rule(Section):
+    metric: str
+    must: Literal["beat_baseline", "not_regress"]
+    by_points: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    by_relative: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    in_slices: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """The rule must hold in every value of these slices, each on its own."""
+    where: dict[str, str] = {}
+    """Only the samples whose tags have these values, e.g. {kind: unseen_fact}."""
+    min_effect: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """beat_baseline: FAIL once the interval shows the gain to be below this, in points."""
+
+    @model_validator(mode="after")
+    def _one_margin(self) -> Rule:
+        if self.by_points and self.by_relative:
+            raise ValueError("give by_points or by_relative, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _votes_are_judged_as_a_whole(self) -> Rule:
+        if self.metric == HUMAN_PREFERENCE and (self.by_relative or self.in_slices or self.where):
+            raise ValueError(f"{HUMAN_PREFERENCE} is judged by_points, over all samples that people judged")
+        return self
+
+
+class Release(Section):
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1, strict=False)]
+    """A rule on `human_preference` is judged by the votes of `luthier review`, and open until there are some."""
+    needs: Annotated[tuple[Literal["human_review"], ...], Field(strict=False)] = ()
+    """`human_review`: never pass unreviewed. Without a rule on `human_preference` of its own, it is the rule
+    {metric: human_preference, must: not_regress, by_points: 0.1}: shown to get more than 45 % of people's votes."""
+    export: Annotated[tuple[Literal["merged"], ...], Field(strict=False)] = ()
+    """The adapter is always exported; `merged` adds a model that plain transformers loads."""
+
+
+class Recipe(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    """Letters, digits, dots, dashes and underscores: it names the run's folder."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: Data
+    model: Model = Model()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    release: Release
+
+    @model_validator(mode="after")
+    def _slices_exist(self) -> Recipe:
+        for rule in self.release.rules:
+            if unknown := set(rule.in_slices) - set(self.data.slices):
+                raise ValueError(
+                    f"release rule in slices {sorted(unknown)}, but data.slices has {list(self.data.slices)}"
+                )
+        return self
+
+
+def metric_name(use: Use) -> str:
+    """The name under which a metric is reported: its own, or the function's for `module:function`."""
+    return use.use.rpartition(":")[2]
+
+
+def fingerprint(value: BaseModel | Any) -> str:
+    """SHA-256 of a settings tree's canonical JSON."""
+    data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def source_path(source: Source, folder: Path) -> Path:
+    """Where a source lies: relative paths count from the recipe's folder."""
+    return Path(os.path.normpath(folder / Path(source.path).expanduser()))
