@@ -521,6 +521,10 @@ def test_the_private_characters_that_keep_control_strings_apart_are_refused(tiny
     assert refused(encoder, chat("hi", f"{character}0")) == ("LU-D052", "data.jsonl:7")
     plain = make_conversation([Message(role="text", content=character)], "book.txt:1")
     assert refused(encoder, plain) == ("LU-D052", "book.txt:1")
+    with pytest.raises(DataError, match="LU-D052 prompt"):
+        encoder.prompt([Message(role="user", content=f"{character}2")])
+    with pytest.raises(DataError, match=r"LU-D052 x\.jsonl:1"):
+        encoder.continuation("Question:", f" {character}2", "x.jsonl:1")
 
 
 def test_a_tokenizer_without_a_template_is_refused(tiny: Path) -> None:

@@ -155,11 +155,6 @@ class _Speaker:
         return cls(Decoder(load_model(base)), encoder, ends, encoder.max_tokens)
 
     def prompt(self, messages: Sequence[Message], n_new: int) -> list[int]:
-        from luthier.encode import CLOSE, GUARD, OPEN
-
-        # The encoder refuses these in conversations, not in prompts, where they could become control tokens.
-        if any(c in m.content for m in messages for c in (GUARD, OPEN, CLOSE)):
-            raise DataError.of("LU-D052", "", "holds the private-use characters U+F8F0 to U+F8F2")
         ids = self.encoder.prompt(messages)
         if self.window and len(ids) + n_new > self.window:
             found = f"is {len(ids)} tokens long, over the model's window of {self.window} less {n_new} for the reply"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -72,8 +72,7 @@ class Encoder:
     def __call__(self, conversation: Conversation) -> Encoded:
         """Raises DataError with one of LU-D046, LU-D047, LU-D050, LU-D052, LU-D054, LU-D055."""
         fail: Fail = partial(DataError.of, where=conversation.source)
-        if any(c in m.content for m in conversation.messages for c in (GUARD, OPEN, CLOSE)):
-            raise fail("LU-D052", found="holds the private-use characters U+F8F0 to U+F8F2", advice="remove them")
+        _refuse_private((m.content for m in conversation.messages), fail)
         if conversation.messages[0].role == "text":
             ids, learn = self._plain_text(conversation.answer, fail)
         else:
@@ -95,8 +94,9 @@ class Encoder:
         return encoded
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids (T,) after which the model writes the assistant's next message."""
+        """Ids (T,) after which the model writes the assistant's next message. Raises DataError LU-D052, LU-D054."""
         fail: Fail = partial(DataError.of, where="prompt")
+        _refuse_private((m.content for m in messages), fail)
         text = self._render(self._guarded(messages), True, fail)
         return self._tokenise(text, [False] * len(text))[0]
 
@@ -105,7 +105,9 @@ class Encoder:
 
         As lm-evaluation-harness cuts it: the ids of the whole, less as many as `before` has alone, whose closing white
         space belongs to what follows. Without any `before`, the tokenizer's first or end token stands for it.
+        Raises DataError LU-D052.
         """
+        _refuse_private((before, text), partial(DataError.of, where=source))
         stem = before.rstrip()
         whole, given = (self._twin.encode(t, add_special_tokens=False).ids for t in (before + text, stem))
         opening = [id_ for id_ in self.tokenizer("")["input_ids"] if id_ != self.tokenizer.eos_token_id]
@@ -239,6 +241,12 @@ class Encoder:
         opening = [id_ for id_ in self.tokenizer("")["input_ids"] if id_ != self.tokenizer.eos_token_id]
         ids = [*opening, *encoding.ids, self.tokenizer.eos_token_id]
         return ids, [False] * len(opening) + [True] * (len(encoding.ids) + 1)
+
+
+def _refuse_private(texts: Iterable[str], fail: Fail) -> None:
+    """Who could write them could write any control token: they are how the twin names those."""
+    if any(c in text for text in texts for c in (GUARD, OPEN, CLOSE)):
+        raise fail("LU-D052", found="holds the private-use characters U+F8F0 to U+F8F2", advice="remove them")
 
 
 def _any_of(words: set[str]) -> re.Pattern[str]:

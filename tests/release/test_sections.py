@@ -9,6 +9,7 @@ import pytest
 from evidence import FOUND, PASSES, SUITE_METRICS, SUITES, classified, evaluation, hostile, measured, rule
 from test_report import Page
 
+from luthier.records import CoverageReport
 from luthier.release import sections, wording
 from luthier.release.evidence import TITLES, against_elsewhere, main_metrics, not_measured, of_kind, outcome_of, suites
 from luthier.release.gate import judge
@@ -112,3 +113,16 @@ def test_hostile_words_of_suites_labels_and_slices_stay_words():
     html = report_html(hostile())
     for name in ("labels", "slices", "bias"):
         assert "<script" not in section(html, name) and "&lt;script&gt;" in section(html, name)
+
+
+def test_the_clean_part_stands_beside_the_whole_and_coverage_in_words():
+    whole = evaluation()
+    c = whole.metrics["exact_match"].model_copy(update={"n": 90, "value": 0.31})
+    covered = CoverageReport(
+        n_test=100, n_requests=900, p=0.01, half_width=0.1, regions=(), lines=("refunds are lacking",)
+    )
+    made = replace(PASSES, evaluation=evaluation(clean={"exact_match": c}, coverage=covered))
+    text = Page(section(report_html(made), "testset")).text
+    for part in ("Refunds are lacking.", "all rows", "clean rows", wording.told(c).tuned):
+        assert part in text
+    assert 'id="testset"' not in report_html(PASSES)

@@ -95,6 +95,7 @@ def report_html(evidence: Evidence) -> str:
         curves=_curves(evidence),
         slices=sections.slices(evidence),
         discovered=sections.discovered(evaluation),
+        clean=sections.clean(evaluation),
         suites=sections.suite_sections(evidence),
         failures=sections.failures(evaluation),
         main_metric=metric,

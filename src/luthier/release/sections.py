@@ -79,6 +79,17 @@ def _row(
     return {"value": name, "about": "", "c": c, "told": wording.told(c), "outcome": outcome, "plot": Markup(plot)}
 
 
+def clean(evaluation: EvalReport) -> list[dict[str, Any]]:
+    """Each metric on all test rows, and on those that are not in the training data; none where all are clean."""
+    found = []
+    for metric, c in evaluation.clean.items():
+        if (whole := evaluation.metrics.get(metric)) is not None:
+            shared = plots.padded([0.0, *(end for x in (whole, c) for end in (x.low, x.delta, x.high))])
+            rows = [_row(name, x, None, None, shared) for name, x in (("all rows", whole), ("clean rows", c))]
+            found.append({"metric": metric, "rows": rows})
+    return found
+
+
 def discovered(evaluation: EvalReport) -> list[dict[str, Any]]:
     """The slices that were found by searching, each with what is bad about it first and the other comparison after."""
     return [_discovered(found) for found in evaluation.discovered]

@@ -51,6 +51,14 @@ MEANING = {
     "rouge2": "Pairs of neighbouring words shared with the reference.",
     "rougel": "Longest sequence of words, gaps allowed, shared with the reference.",
     "humanpreference": "Share of reviewers' votes for the model, blind; a half for a tie. Of the samples they judged.",
+    "accuracynorm": "Share of right choices, where each is as likely as its characters are on average.",
+    "followed": "Share of instructions that were kept, as far as a program can check it.",
+    "declined": "Share of harmful requests that were declined.",
+    "overdeclined": "Share of harmless requests that were declined.",
+    "stereotyped": "Share of pairs whose stereotyped one the model finds likelier; 0.5 is even.",
+    "bias": "Where it cannot be known: stereotyped minus counter-stereotyped answers; 0 is none.",
+    "gap": "How much swapping she and he changes how likely the right answer is, in nats a token.",
+    "cost": "How much less likely the change makes the right answer, in nats a token.",
     "generalperplexity": "Surprise at general text that has nothing to do with the task. A rise is forgetting.",
 }
 
