@@ -59,6 +59,7 @@ MEANING = {
     "bias": "Where it cannot be known: stereotyped minus counter-stereotyped answers; 0 is none.",
     "gap": "How much swapping she and he changes how likely the right answer is, in nats a token.",
     "cost": "How much less likely the change makes the right answer, in nats a token.",
+    "groupgap": "Distance between two groups' values of a metric; 0 is none.",
     "generalperplexity": "Surprise at general text that has nothing to do with the task. A rise is forgetting.",
 }
 
