@@ -38,6 +38,7 @@ docs: $(VENV)/dev
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/dedupe.py
 	$(BIN)/python benchmarks/verdict.py --quick
+	$(BIN)/python benchmarks/evaluate.py
 
 clean:
 	rm -rf $(VENV) demo build dist

@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_models import ARCHITECTURES, built
 
+from luthier import cache
 from luthier import generate as generation
 from luthier.conversation import Message
 from luthier.decoder import Decoder
@@ -63,11 +64,51 @@ def test_ragged_prompts_are_continued_as_by_transformers(decoder: Decoder, share
     assert ours(decoder, given, 20, {NEVER}) == [own(decoder, p, 20, {NEVER}) for p in given]
 
 
-def test_more_prompts_than_run_at_once(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_prompts_than_are_kept_at_once(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     given = prompts(8, seed=3, shared=5)
     whole = ours(decoder, given, 10, {NEVER})
-    monkeypatch.setattr(generation, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(generation, "TOKENS_AT_ONCE", 60)
+    assert len(generation._alike(given, 10)) > 2
     assert ours(decoder, given, 10, {NEVER}) == whole
+
+
+def test_more_prompts_than_are_padded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(built("mistral, sliding", torch.float32))
+    given = prompts(8, seed=3, shared=5, vocabulary=60)
+    monkeypatch.setattr(generation, "ROWS_AT_ONCE", 3)
+    assert ours(decoder, given, 10, {NEVER}) == [own(decoder, p, 10, {NEVER}) for p in given]
+
+
+def documents(seed: int) -> list[list[int]]:
+    """A system text, documents after it, questions to some of them (one is asked twice), and a prompt of its own."""
+    rng = random.Random(seed)
+
+    def tokens(least: int, most: int) -> list[int]:
+        return rng.choices(range(3, 60), k=rng.randint(least, most))
+
+    system, made = tokens(10, 20), [tokens(1, 30)]
+    for _ in range(4):
+        document = system + tokens(9, 40)
+        made += [document + tokens(1, 12) for _ in range(rng.randint(1, 5))]
+    made += [made[1], made[2][:-1], system]
+    rng.shuffle(made)
+    return made
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "granite", "cohere"])
+@pytest.mark.parametrize(("least_shared", "padding"), [(1, 0), (40, 5), (10_000, 100)])
+def test_what_is_kept_once_changes_no_answer(
+    architecture: str, least_shared: int, padding: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shared segments on several levels, blocks of rows, and rows that leave them one after the other."""
+    monkeypatch.setattr(cache, "MIN_SHARED_TOKENS", least_shared)
+    monkeypatch.setattr(cache, "MAX_PADDING", padding)
+    decoder = Decoder(built(architecture, torch.float32))
+    for seed in range(3):
+        given = documents(seed)
+        free = ours(decoder, given, 12, {NEVER})
+        end_ids = {free[0][2], free[3][7]}
+        assert ours(decoder, given, 12, end_ids) == [own(decoder, p, 12, end_ids) for p in given]
 
 
 def test_rows_end_on_their_own() -> None:
@@ -100,6 +141,11 @@ def test_equal_prompts_and_prompts_that_begin_each_other(decoder: Decoder) -> No
     [long] = prompts(1, seed=8, shared=20)
     given = [long, long[:7], long, long[:1], long[:8]]
     assert ours(decoder, given, 10, {NEVER}) == [own(decoder, p, 10, {NEVER}) for p in given]
+
+
+def test_rows_may_have_no_token_of_their_own(decoder: Decoder) -> None:
+    [long] = prompts(1, seed=8, shared=300)
+    assert ours(decoder, [long] * 3, 5, {NEVER}) == [own(decoder, long, 5, {NEVER})] * 3
 
 
 def test_a_prompt_is_not_changed(decoder: Decoder) -> None:

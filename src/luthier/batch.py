@@ -183,20 +183,23 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i in range(n) if a[i] != b[i]), n)
 
 
-def split_by_tokens(examples: Sequence[Encoded], max_tokens: int, *, share: bool = True) -> list[list[Encoded]]:
+def split_by_tokens(
+    examples: Sequence[Encoded], max_tokens: int, *, share: bool = True, room: int = 0
+) -> list[list[Encoded]]:
     """Cut a step's examples into groups of at most `max_tokens` distinct tokens (a longer example is alone).
 
     Neighbours in sorted order share most, so the groups are runs of the sorted examples. With `share=False`
-    every token counts: for examples that will each have a root of their own, or a row.
+    every token counts: for examples that will each have a root of their own, or a row. Each example also takes
+    `room`, tokens to come.
     """
     groups: list[list[Encoded]] = []
     n_tokens = 0
     for example in sorted(examples, key=lambda e: (e.ids, e.id)):
         shared = common_prefix(groups[-1][-1].ids, example.ids) if groups and share else 0
-        new = len(example.ids) - shared
+        new = len(example.ids) - shared + room
         if not groups or n_tokens + new > max_tokens:
             groups.append([])
-            n_tokens, new = 0, len(example.ids)
+            n_tokens, new = 0, len(example.ids) + room
         groups[-1].append(example)
         n_tokens += new
     return groups

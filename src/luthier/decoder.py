@@ -10,7 +10,8 @@ and says so. Logits exist only where they are needed. This module knows nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -26,6 +27,9 @@ from luthier.models import quiet_transformers
 
 LOGITS_CHUNK = 512
 """Rows of logits alive at once: 512 x 49,152 floats are 100 MB."""
+
+Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
+"""One layer's attention, called layer by layer: (1, H, N, C), (1, K, N, C) twice, scaling -> (1, N, H, C)."""
 
 
 class Decoder:
@@ -67,18 +71,29 @@ class Decoder:
 
     def _tree_states(self, batch: Batch) -> Tensor:
         """(N, D)"""
+        with self.packed() as run:
+            return run(batch.ids, batch.positions, TreePlan.of(batch, next(self.model.parameters()).dtype).attend)
+
+    @contextmanager
+    def packed(self) -> Iterator[Callable[[Tensor, Tensor, Attend], Tensor]]:
+        """The body as a function: ids (N,), positions (N,), and what they attend to -> hidden states (N, D).
+
+        For models that share only: in them attention is all by which one token sees another.
+        """
         previous = self._inner.config._attn_implementation
-        self._inner.set_attn_implementation(_tree_attention_name())
+        self._inner.set_attn_implementation(_packed_attention_name())
+
+        def run(ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+            body = self._inner.get_decoder()
+            out = body(input_ids=ids[None], position_ids=positions[None], use_cache=False, packed_attend=attend)
+            return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
         try:
-            if self._inner.config._attn_implementation != _tree_attention_name():
+            if self._inner.config._attn_implementation != _packed_attention_name():
                 raise ValueError("it cannot be replaced")
-            plan = TreePlan.of(batch, next(self.model.parameters()).dtype)
-            out = self._inner.get_decoder()(
-                input_ids=batch.ids[None], position_ids=batch.positions[None], use_cache=False, tree_plan=plan
-            )
+            yield run
         finally:
             self._inner.set_attn_implementation(previous)
-        return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
     def _row_states(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B*T, D) and where each of the N tokens is in it; rows are padded on the right."""
@@ -183,6 +198,24 @@ class TreePlan:
         )
         return cls(lengths, ancestors, masks)
 
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """Attention of each segment over its ancestors and itself. (1, H, N, C), (1, K, N, C) -> (1, N, H, C).
+
+        One split per layer instead of a slice per use: the backward of a slice fills a tensor of the full size.
+        """
+        heads, kv_heads = query.shape[1], key.shape[1]
+        queries, keys, values = (x.split(self.lengths, dim=2) for x in (query, key, value))
+        outs = []
+        for i, (q, above, mask) in enumerate(zip(queries, self.ancestors, self.masks, strict=True)):
+            k = torch.cat([keys[a] for a in (*above, i)], dim=2) if above else keys[i]
+            v = torch.cat([values[a] for a in (*above, i)], dim=2) if above else values[i]
+            outs.append(
+                F.scaled_dot_product_attention(
+                    q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=heads != kv_heads
+                )
+            )
+        return torch.cat(outs, dim=2).transpose(1, 2).contiguous()
+
 
 def _causal_after(n_before: int, n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(n, n_before + n): everything before, and the own tokens causally."""
@@ -194,48 +227,36 @@ _PLAIN = {"dropout", "position_ids", "cache_position", "use_cache", "output_atte
 """What transformers passes to every attention and what changes nothing here (dropout makes a model run row by row)."""
 
 
-def tree_attention(
+def packed_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: None,
     scaling: float | None = None,
-    tree_plan: TreePlan | None = None,
+    packed_attend: Attend | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of each segment over its ancestors and itself. (1, H, N, C), (1, K, N, C) -> (1, N, H, C).
+    """What the model's layers call; the attention itself comes as a keyword.
 
-    One split per layer instead of a slice per use: the backward of a slice fills a tensor of the full size.
     Raises ValueError where the model asks for more than plain attention: soft caps, sinks, windows.
     """
-    if tree_plan is None:
-        raise ValueError("it does not pass `tree_plan` on")
+    if packed_attend is None:
+        raise ValueError("it does not pass `packed_attend` on")
     if more := sorted(name for name, value in settings.items() if value is not None and name not in _PLAIN):
         raise ValueError(f"it asks for {', '.join(more)}")
-    heads, kv_heads = query.shape[1], key.shape[1]
-    queries, keys, values = (x.split(tree_plan.lengths, dim=2) for x in (query, key, value))
-    outs = []
-    for i, (q, above, mask) in enumerate(zip(queries, tree_plan.ancestors, tree_plan.masks, strict=True)):
-        k = torch.cat([keys[a] for a in (*above, i)], dim=2) if above else keys[i]
-        v = torch.cat([values[a] for a in (*above, i)], dim=2) if above else values[i]
-        outs.append(
-            F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=heads != kv_heads
-            )
-        )
-    return torch.cat(outs, dim=2).transpose(1, 2).contiguous(), None
+    return packed_attend(query, key, value, scaling), None
 
 
 @cache
-def _tree_attention_name() -> str:
+def _packed_attention_name() -> str:
     """Registers the attention with transformers on first use."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
-    AttentionInterface.register("luthier_tree", tree_attention)
-    AttentionMaskInterface.register("luthier_tree", lambda *args, **kwargs: None)
-    return "luthier_tree"
+    AttentionInterface.register("luthier_packed", packed_attention)
+    AttentionMaskInterface.register("luthier_packed", lambda *args, **kwargs: None)
+    return "luthier_packed"
 
 
 @torch.no_grad()

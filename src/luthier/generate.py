@@ -1,24 +1,29 @@
-"""Greedy generation for many prompts at once; what they all begin with is computed once.
+"""Greedy generation for many prompts at once; what several begin with is computed, kept and read once.
 
-    n rows of a batch, P shared prefix tokens, L suffix tokens after left padding
+    n rows of a batch, L tokens of a row after left padding
 
-This module knows nothing of text: ids in, ids out.
+Models that share run their prompts as one packed tree and then a token a row, with `cache.py` as their attention;
+others run padded rows with transformers' cache, recurrent ones one by one. This module knows nothing of text: ids in,
+ids out.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from luthier.batch import common_prefix
-from luthier.decoder import Decoder
+from luthier.batch import make_batch, split_by_tokens
+from luthier.cache import RowCache
+from luthier.decoder import LOGITS_CHUNK, Decoder, TreePlan
+from luthier.encode import Encoded
 from luthier.progress import Advance
 
+TOKENS_AT_ONCE = 16_384
+"""Tokens whose keys and values are kept at a time, with those to be written: 46 KB each in the built-in model."""
 ROWS_AT_ONCE = 32
+"""Rows that are padded together in models that share nothing."""
 
 
 @torch.no_grad()
@@ -34,53 +39,75 @@ def generate(
     decoder.model.eval()
     if decoder.recurrent:
         return [_alone(decoder, prompt, max_new_tokens, end_ids, advance) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), list(prompts[i])))
-    prefix = _shared(prompts) if decoder.shares else []
-    cache = _prefill(decoder, prefix)
     answers: list[list[int]] = [[] for _ in prompts]
-    for at in range(0, len(order), ROWS_AT_ONCE):
-        rows = order[at : at + ROWS_AT_ONCE]
-        suffixes = [list(prompts[i][len(prefix) :]) for i in rows]
-        for i, answer in zip(
-            rows, _decode(decoder, cache, len(prefix), suffixes, max_new_tokens, end_ids), strict=True
-        ):
+    write, groups = (_packed, _alike(prompts, max_new_tokens)) if decoder.shares else (_padded, _similar(prompts))
+    for group in groups:
+        written = write(decoder, [list(prompts[i]) for i in group], max_new_tokens, end_ids, advance)
+        for i, answer in zip(group, written, strict=True):
             answers[i] = answer
-        advance(len(rows))
     return answers
 
 
-def _shared(prompts: Sequence[Sequence[int]]) -> list[int]:
-    """What all prompts begin with, leaving each at least one token of its own."""
-    if not prompts:
-        return []
-    first, last = min(map(list, prompts)), max(map(list, prompts))
-    return first[: min(common_prefix(first, last), min(map(len, prompts)) - 1)]
+def _alike(prompts: Sequence[Sequence[int]], room: int) -> list[list[int]]:
+    """Prompts that share most, as many as fit with `room` new tokens each."""
+    examples = [_encoded(prompt, i) for i, prompt in enumerate(prompts)]
+    return [[int(e.id) for e in group] for group in split_by_tokens(examples, TOKENS_AT_ONCE, room=room)]
 
 
-def _prefill(decoder: Decoder, prefix: list[int]) -> Any:
-    """The key/value cache after the shared prefix, one row; None without one."""
-    if not prefix:
-        return None
-    ids = torch.tensor([prefix], device=decoder.device)
-    return decoder.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+def _similar(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Prompts of similar length."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    return [order[at : at + ROWS_AT_ONCE] for at in range(0, len(order), ROWS_AT_ONCE)]
 
 
-def _decode(
-    decoder: Decoder,
-    cache: Any,
-    n_prefix: int,
-    suffixes: list[list[int]],
-    max_new_tokens: int,
-    end_ids: Collection[int],
+def _encoded(prompt: Sequence[int], i: int) -> Encoded:
+    return Encoded(list(prompt), [False] * len(prompt), str(i), "")
+
+
+def _packed(
+    decoder: Decoder, prompts: list[list[int]], max_new_tokens: int, end_ids: Collection[int], advance: Advance
 ) -> list[list[int]]:
-    n, device = len(suffixes), decoder.device
-    past = copy.deepcopy(cache)
-    if past is not None:
-        past.batch_repeat_interleave(n)
-    ids, mask = _left_padded(suffixes, n_prefix, device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, n_prefix:]
-    answers: list[list[int]] = [[] for _ in suffixes]
-    alive = list(range(n))  # which answer each row of the batch is writing
+    """The prompts as a tree, then one token of each row at a time; rows that end leave."""
+    answers: list[list[int]] = [[] for _ in prompts]
+    batch = make_batch([_encoded(p, i) for i, p in enumerate(prompts)]).to(decoder.device)
+    dtype = next(decoder.model.parameters()).dtype
+    plan, cache = TreePlan.of(batch, dtype), RowCache(batch, max_new_tokens, dtype)
+
+    def prefill(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        cache.fill(key, value)
+        return plan.attend(query, key, value, scaling)
+
+    with decoder.packed() as run:
+        ends = torch.tensor([batch.leaf[i][1] - 1 for i in cache.members], device=decoder.device)
+        states, positions = run(batch.ids, batch.positions, prefill)[ends], batch.positions[ends]
+        for n_left in reversed(range(max_new_tokens)):
+            chosen = torch.cat([decoder.head(h).argmax(-1) for h in states.split(LOGITS_CHUNK)])
+            going = set()
+            for row, (member, token) in enumerate(zip(cache.members, chosen.tolist(), strict=True)):
+                if token not in end_ids:
+                    answers[member].append(token)
+                    going.add(row)
+            if ended := len(chosen) - len(going):
+                advance(ended)
+                keep = torch.tensor(cache.keep(going), dtype=torch.int64, device=decoder.device)
+                chosen, positions = chosen[keep], positions[keep]
+            if not going or not n_left:
+                break
+            positions = positions + 1
+            states = run(chosen, positions, cache.attend)
+    advance(len(cache.members))
+    return answers
+
+
+def _padded(
+    decoder: Decoder, prompts: list[list[int]], max_new_tokens: int, end_ids: Collection[int], advance: Advance
+) -> list[list[int]]:
+    """Rows padded on the left, by the model's own forward pass and cache."""
+    past = None
+    ids, mask = _left_padded(prompts, decoder.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    answers: list[list[int]] = [[] for _ in prompts]
+    alive = list(range(len(prompts)))  # which answer each row of the batch is writing
     for _ in range(max_new_tokens):
         out = decoder.model(
             input_ids=ids,
@@ -99,12 +126,13 @@ def _decode(
         if not going:
             break
         if len(going) < len(alive):  # finished rows leave the batch
-            keep = torch.tensor(going, device=device)
+            keep = torch.tensor(going, device=decoder.device)
             past.batch_select_indices(keep)
             mask, positions, chosen = mask[keep], positions[keep], chosen[keep]
             alive = [alive[row] for row in going]
         ids, positions = chosen[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
+    advance(len(prompts))
     return answers
 
 
@@ -126,13 +154,11 @@ def _alone(
     return answer[:-1] if answer and answer[-1] in end_ids else answer
 
 
-def _left_padded(suffixes: list[list[int]], n_prefix: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids (n, L) and mask (n, P + L): the prefix and each row's own tokens are seen, padding is not."""
-    length = max(map(len, suffixes))
-    ids = torch.zeros(len(suffixes), length, dtype=torch.int64)
-    mask = torch.zeros(len(suffixes), n_prefix + length, dtype=torch.int64)
-    mask[:, :n_prefix] = 1
-    for row, suffix in enumerate(suffixes):
-        ids[row, length - len(suffix) :] = torch.tensor(suffix)
-        mask[row, n_prefix + length - len(suffix) :] = 1
+def _left_padded(prompts: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask (n, L)."""
+    length = max(map(len, prompts))
+    ids, mask = (torch.zeros(len(prompts), length, dtype=torch.int64) for _ in range(2))
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = torch.tensor(prompt)
+        mask[row, length - len(prompt) :] = 1
     return ids.to(device), mask.to(device)
