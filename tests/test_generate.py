@@ -16,7 +16,7 @@ from luthier import generate as generation
 from luthier.conversation import Message
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
-from luthier.generate import generate
+from luthier.generate import drawn, generate
 from luthier.models import Base, find_base, load_model, load_tokenizer
 
 NEVER = 10_000
@@ -172,3 +172,39 @@ def test_the_built_in_model_answers_as_by_transformers(smollm2: Base) -> None:
     given = [encoder.prompt([Message(role="user", content=q)]) for q in questions]
     end_ids = {tokenizer.eos_token_id}
     assert ours(decoder, given, 12, end_ids) == [own(decoder, p, 12, end_ids) for p in given]
+
+
+# -- drawn answers ----------------------------------------------------------------------------------------------------
+
+
+def written(decoder: Decoder, given: Sequence[Sequence[int]], temperature: float, seed: int = 0) -> list[list[int]]:
+    def advance(*_: object, **__: object) -> None: ...
+
+    choose = drawn(temperature, seed)
+    return generate(decoder, given, max_new_tokens=6, end_ids={NEVER}, advance=advance, choose=choose)
+
+
+def test_what_is_drawn_depends_on_prompt_and_seed_and_not_on_the_batch(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [[5, 6, 7]] * 4 + prompts(3, seed=1)
+    together = written(decoder, given, 1.0)
+    assert len({tuple(a) for a in together[:4]}) == 4, "four draws of one prompt"
+    assert written(decoder, given, 1.0) == together != written(decoder, given, 1.0, seed=1)
+    monkeypatch.setattr(generation, "TOKENS_AT_ONCE", 16)
+    assert written(decoder, given, 1.0) == together
+    rows = Decoder(decoder.model)
+    rows._rows_only = "a test"
+    assert written(rows, given, 1.0) == together
+
+
+def test_cold_is_greedy(decoder: Decoder) -> None:
+    given = prompts(5, seed=3)
+    assert written(decoder, given, 1e-6) == ours(decoder, given, 6, {NEVER})
+
+
+def test_tokens_are_drawn_as_likely_as_they_are() -> None:
+    logits = torch.tensor([0.0, 1.0, 2.0])
+    choose, n = drawn(2.0, 7), 4000
+    counts = torch.bincount(choose(logits.expand(n, 3), range(n), 0), minlength=3) / n
+    assert torch.allclose(counts, torch.softmax(logits / 2.0, 0), atol=0.03)

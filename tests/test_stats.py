@@ -22,6 +22,7 @@ from luthier.stats import (
     holm,
     mcnemar_exact,
     permutation_p,
+    share_of_drawing,
     wilson,
 )
 
@@ -373,3 +374,12 @@ def test_the_detectable_gain_is_larger_where_losses_are_rare_and_large() -> None
     there = compared(scored([5 + x for x in rare]), scored([5] * 100)).min_detectable
     back = compared(scored([5 - x for x in rare]), scored([5] * 100)).min_detectable
     assert there > back > 0
+
+
+def test_the_share_of_drawing_is_that_of_the_variance() -> None:
+    rng = np.random.default_rng(0)
+    for between, within, draws in ((1.0, 1.0, 4), (2.0, 0.5, 2), (0.0, 1.0, 3)):
+        gains = between * rng.normal(size=(4000, 1)) + within * rng.normal(size=(4000, draws))
+        true = (within**2 / draws) / (between**2 + within**2 / draws)
+        assert share_of_drawing(gains.tolist()) == pytest.approx(true, abs=0.06)
+    assert share_of_drawing([[1.0, 1.0], [0.0, 0.0]]) == 0.0

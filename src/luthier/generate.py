@@ -1,4 +1,4 @@
-"""Greedy generation for many prompts at once; what several begin with is computed, kept and read once.
+"""Generation for many prompts at once, greedy or drawn; what several begin with is computed, kept and read once.
 
     n rows of a batch, L tokens of a row after left padding
 
@@ -9,7 +9,8 @@ ids out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +27,34 @@ ROWS_AT_ONCE = 32
 """Rows that are padded together in models that share nothing."""
 
 
+Choose = Callable[[Tensor, Sequence[int], int], Tensor]
+"""Logits (n, V), the prompts' numbers (n) and how many tokens each has already -> the next tokens (n,)."""
+
+
+def greedy(logits: Tensor, prompts: Sequence[int], step: int) -> Tensor:
+    """The likeliest token of each row."""
+    return logits.argmax(-1)
+
+
+def drawn(temperature: float, seed: int) -> Choose:
+    """Tokens drawn from softmax(logits / temperature), by the Gumbel-max trick (Gumbel 1954).
+
+    The noise is a function of (seed, prompt, step) alone: the same in any batch, and the same for two models, whose
+    answers to one prompt then differ by what the models are and less by luck.
+    """
+
+    def choose(logits: Tensor, prompts: Sequence[int], step: int) -> Tensor:
+        noise = torch.stack([_exponential(logits.shape[-1], seed, prompt, step) for prompt in prompts])
+        return (logits / temperature - noise.log().to(logits.device)).argmax(-1)
+
+    return choose
+
+
+def _exponential(n: int, seed: int, prompt: int, step: int) -> Tensor:
+    key = hashlib.sha256(f"{seed} {prompt} {step}".encode()).digest()
+    return torch.empty(n).exponential_(generator=torch.Generator().manual_seed(int.from_bytes(key[:7], "big")))
+
+
 @torch.no_grad()
 def generate(
     decoder: Decoder,
@@ -34,18 +63,27 @@ def generate(
     max_new_tokens: int,
     end_ids: Collection[int],
     advance: Advance,
+    choose: Choose = greedy,
 ) -> list[list[int]]:
-    """The most likely continuation of each prompt, without the end token, at most `max_new_tokens` long."""
+    """A continuation of each prompt, without the end token, at most `max_new_tokens` long."""
     decoder.model.eval()
     if decoder.recurrent:
-        return [_alone(decoder, prompt, max_new_tokens, end_ids, advance) for prompt in prompts]
+        return [
+            _alone(decoder, prompt, i, max_new_tokens, end_ids, advance, choose) for i, prompt in enumerate(prompts)
+        ]
     answers: list[list[int]] = [[] for _ in prompts]
     write, groups = (_packed, _alike(prompts, max_new_tokens)) if decoder.shares else (_padded, _similar(prompts))
     for group in groups:
-        written = write(decoder, [list(prompts[i]) for i in group], max_new_tokens, end_ids, advance)
+        chosen = _of_group(choose, group)
+        written = write(decoder, [list(prompts[i]) for i in group], max_new_tokens, end_ids, advance, chosen)
         for i, answer in zip(group, written, strict=True):
             answers[i] = answer
     return answers
+
+
+def _of_group(choose: Choose, group: Sequence[int]) -> Choose:
+    """Within a group, rows go by their place in it."""
+    return lambda logits, rows, step: choose(logits, [group[row] for row in rows], step)
 
 
 def _alike(prompts: Sequence[Sequence[int]], room: int) -> list[list[int]]:
@@ -65,7 +103,12 @@ def _encoded(prompt: Sequence[int], i: int) -> Encoded:
 
 
 def _packed(
-    decoder: Decoder, prompts: list[list[int]], max_new_tokens: int, end_ids: Collection[int], advance: Advance
+    decoder: Decoder,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    end_ids: Collection[int],
+    advance: Advance,
+    choose: Choose,
 ) -> list[list[int]]:
     """The prompts as a tree, then one token of each row at a time; rows that end leave."""
     answers: list[list[int]] = [[] for _ in prompts]
@@ -80,8 +123,9 @@ def _packed(
     with decoder.packed() as run:
         ends = torch.tensor([batch.leaf[i][1] - 1 for i in cache.members], device=decoder.device)
         states, positions = run(batch.ids, batch.positions, prefill)[ends], batch.positions[ends]
-        for n_left in reversed(range(max_new_tokens)):
-            chosen = torch.cat([decoder.head(h).argmax(-1) for h in states.split(LOGITS_CHUNK)])
+        for step in range(max_new_tokens):
+            parts = [slice(at, at + LOGITS_CHUNK) for at in range(0, len(states), LOGITS_CHUNK)]
+            chosen = torch.cat([choose(decoder.head(states[part]), cache.members[part], step) for part in parts])
             going = set()
             for row, (member, token) in enumerate(zip(cache.members, chosen.tolist(), strict=True)):
                 if token not in end_ids:
@@ -91,7 +135,7 @@ def _packed(
                 advance(ended)
                 keep = torch.tensor(cache.keep(going), dtype=torch.int64, device=decoder.device)
                 chosen, positions = chosen[keep], positions[keep]
-            if not going or not n_left:
+            if not going or step + 1 == max_new_tokens:
                 break
             positions = positions + 1
             states = run(chosen, positions, cache.attend)
@@ -100,7 +144,12 @@ def _packed(
 
 
 def _padded(
-    decoder: Decoder, prompts: list[list[int]], max_new_tokens: int, end_ids: Collection[int], advance: Advance
+    decoder: Decoder,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    end_ids: Collection[int],
+    advance: Advance,
+    choose: Choose,
 ) -> list[list[int]]:
     """Rows padded on the left, by the model's own forward pass and cache."""
     past = None
@@ -108,7 +157,7 @@ def _padded(
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     answers: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))  # which answer each row of the batch is writing
-    for _ in range(max_new_tokens):
+    for step in range(max_new_tokens):
         out = decoder.model(
             input_ids=ids,
             attention_mask=mask,
@@ -117,7 +166,7 @@ def _padded(
             use_cache=True,
             logits_to_keep=1,
         )
-        past, chosen = out.past_key_values, out.logits[:, -1].argmax(-1)
+        past, chosen = out.past_key_values, choose(out.logits[:, -1].float(), alive, step)
         going = []
         for row, token in enumerate(chosen.tolist()):
             if token not in end_ids:
@@ -137,14 +186,26 @@ def _padded(
 
 
 def _alone(
-    decoder: Decoder, prompt: Sequence[int], max_new_tokens: int, end_ids: Collection[int], advance: Advance
+    decoder: Decoder,
+    prompt: Sequence[int],
+    number: int,
+    max_new_tokens: int,
+    end_ids: Collection[int],
+    advance: Advance,
+    choose: Choose,
 ) -> list[int]:
     """By transformers' own loop, which knows what recurrent models carry on."""
+
+    def only_the_chosen(ids: Tensor, logits: Tensor) -> Tensor:
+        chosen = choose(logits.float(), [number], ids.shape[1] - len(prompt))
+        return torch.full_like(logits, -torch.inf).scatter_(1, chosen[:, None], 0.0)
+
     ids = torch.tensor([list(prompt)], device=decoder.device)
     out = decoder.model.generate(  # type: ignore[operator]
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=max_new_tokens,
+        logits_processor=[only_the_chosen],
         do_sample=False,
         eos_token_id=sorted(end_ids),
         pad_token_id=0,

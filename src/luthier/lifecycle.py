@@ -194,7 +194,7 @@ def _release(work: _Work, out: Path) -> dict[str, Any]:
 
 def _to_judge_by(work: _Work) -> tuple[EvalReport, Sequence[tuple[Rule, Mapping[str, Comparison]]]]:
     """The evaluation, with people's votes where a rule asks for them, and what each rule is judged by."""
-    from luthier.evaluate.compare import comparisons_for
+    from luthier.evaluate.rules import comparisons_for
     from luthier.release.gate import rules_of
     from luthier.votes import with_votes
 

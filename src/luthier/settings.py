@@ -290,6 +290,10 @@ class Evaluate(Section):
     limit: Count | None = None
     """At most this many test conversations, drawn by seed; said in the report."""
     max_new_tokens: Count = 128
+    temperature: Annotated[float, Field(ge=0, le=5)] = 0.0
+    """Answers to the test set are drawn at it; 0: the likeliest token each time."""
+    draws: Count = 1
+    """Answers to each test prompt, at a temperature above 0; the intervals take them as one prompt's."""
     cluster_by: str | None = None
     """Tag whose values are the independent units of the intervals; None: the family."""
     probe_documents: Count | None = None
@@ -301,6 +305,12 @@ class Evaluate(Section):
     requests: str | None = None
     """Real requests, to see what the test set lacks: a .txt file of one a line, or any data file. Relative to the
     recipe."""
+
+    @model_validator(mode="after")
+    def _draws_differ(self) -> Evaluate:
+        if self.draws > 1 and not self.temperature:
+            raise ValueError("several draws of the likeliest answer are one answer: set a temperature above 0")
+        return self
 
 
 class Rule(Section):

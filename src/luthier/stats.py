@@ -217,6 +217,20 @@ def permutation_p(differences: Sequence[float], seed: int) -> float:
     return (1 + sum(int((np.abs(signs @ sums) >= least).sum()) for signs in draws)) / (1 + FLIPS)
 
 
+def share_of_drawing(gains: Sequence[Sequence[float]]) -> float:
+    """The share of the variance of a mean gain that comes from drawing answers, not from the choice of prompts.
+
+    One-way random effects (Searle, Casella & McCulloch 1992, chapter 3): mean square within prompts over that between
+    them, at most 1.
+
+    Args:
+        gains: Of each prompt, the gain of each of its answers; the same number, two or more.
+    """
+    of = np.asarray(gains, dtype=float)  # (prompts, draws)
+    within, between = of.var(axis=1, ddof=1).mean(), of.shape[1] * of.mean(axis=1).var(ddof=1)
+    return float(min(within / between, 1.0)) if between > 0 else float(within > 0)
+
+
 def mcnemar_exact(wins: int, losses: int) -> float:
     """Two-sided p of 'wins and losses are equally likely', for independent samples (the exact sign test)."""
     from scipy.special import bdtr  # type: ignore[import-untyped, unused-ignore]

@@ -13,15 +13,8 @@ import pytest
 from luthier import stats
 from luthier.errors import UserError
 from luthier.evaluate.build import build
-from luthier.evaluate.compare import (
-    Answers,
-    check_names,
-    check_rules,
-    check_values,
-    compare_models,
-    comparisons_for,
-    tag_text,
-)
+from luthier.evaluate.compare import Answers, compare_models
+from luthier.evaluate.rules import check_names, check_rules, check_values, comparisons_for, tag_text
 from luthier.evaluate.suite import general
 from luthier.metric import MeanMetric, Metric, Sample
 from luthier.records import EvalReport

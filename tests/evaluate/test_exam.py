@@ -11,7 +11,7 @@ import torch
 from luthier.conversation import Conversation, Message, make_conversation
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
-from luthier.evaluate.exam import Exam, dump_samples, load_answers
+from luthier.evaluate.exam import Drawing, Exam, dump_samples, load_answers
 from luthier.evaluate.forgetting import probe_documents
 from luthier.evaluate.labels import likeliest
 from luthier.evaluate.suite import Suite, general, labelled
@@ -113,3 +113,16 @@ def test_what_is_written_is_read(tiny: Path, decoder: Decoder, tmp_path: Path) -
 def test_the_labels_decide_the_key(tiny: Path) -> None:
     one, same, other = (exam(tiny, conversations(), labels).key("m") for labels in (LABELS, LABELS, LABELS[:3]))
     assert one == same != other
+
+
+def test_several_drawn_answers_are_samples_of_one_cluster(tiny: Path, decoder: Decoder) -> None:
+    text = make_conversation([Message(role="text", content="Nothing is asked.")], "x.jsonl:9")
+    suite = Suite("test", labelled([*conversations(), text], ()), [], scored=True, written=True)
+    encoder = Encoder(load_tokenizer(find_base(str(tiny))))
+    settings: dict[str, Any] = {"tests": conversations(), "max_new_tokens": 4, "tokens_at_once": 4096}
+    drawn = Exam(suite, encoder, drawing=Drawing(1.0, 3, 0), **settings)
+    found = drawn.take(decoder, "base", Quiet())
+    assert len(found) == 3 * len(TEXTS) + 1 == len({s.id for s in found})
+    assert len({s.cluster for s in found}) == len(TEXTS) + 1
+    assert len({s.answer for s in found[:3]}) > 1 and len({s.nats for s in found[:3]}) == 1
+    assert drawn.key("m") != Exam(suite, encoder, **settings).key("m")

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from luthier import stats
-from luthier.evaluate.compare import Answers, compare_models, tag_text
+from luthier.evaluate.compare import Answers, compare_models
 from luthier.evaluate.conditions import find_conditions
+from luthier.evaluate.rules import tag_text
 from luthier.evaluate.slices import _gap, _half, _halves, find_slices
+from luthier.evaluate.suite import general
 from luthier.metric import Floats, MeanMetric, Metric, Sample, SumMetric
-from luthier.records import DiscoveredSlice
+from luthier.records import DiscoveredSlice, EvalReport
 from luthier.settings import Recipe
 
 from .samples import sample
@@ -359,17 +361,18 @@ def recipe(*metrics: str) -> Recipe:
 def test_the_report_goes_by_the_first_rule_on_held_out_items() -> None:
     asked = items(400)
     bad = having(asked, topic="b")
-    theirs = Answers(
-        "base", [sample("1.0", **item) for item in asked], [sample(id=f"g{i}", cluster=f"g{i}") for i in range(30)]
-    )
-    ours = Answers(
-        "tuned", [sample(f"{float(not x)}", **item) for item, x in zip(asked, bad, strict=True)], theirs.general
-    )
-    metrics = [MeanMetric("one", lambda s: 1.0), SCORE]
-    found = compare_models(ours, theirs, metrics=metrics, recipe=recipe("general_perplexity", "score"), task="answer")
+    suites = {"general": [sample(id=f"g{i}", cluster=f"g{i}") for i in range(30)]}
+    theirs = Answers("base", [sample("1.0", **item) for item in asked], suites)
+    ours = Answers("tuned", [sample(f"{float(not x)}", **item) for item, x in zip(asked, bad, strict=True)], suites)
+
+    def compared(metrics: list[Metric], *rules: str) -> EvalReport:
+        asked = {"suites": [general([])], "recipe": recipe(*rules)}
+        return compare_models(ours, theirs, metrics=metrics, task="answer", **asked)
+
+    metrics: list[Metric] = [MeanMetric("one", lambda s: 1.0), SCORE]
+    found = compared(metrics, "general_perplexity", "score")
     assert [one.condition for one in found.discovered] == ["topic=b"] and "found by score" in found.searched
-    only = compare_models(ours, theirs, metrics=metrics, recipe=recipe("general_perplexity"), task="answer")
+    only = compared(metrics, "general_perplexity")
     assert not only.discovered and "found by one" in only.searched
-    never = [MeanMetric("never", lambda s: None)]
-    none = compare_models(ours, theirs, metrics=never, recipe=recipe("general_perplexity"), task="answer")
+    none = compared([MeanMetric("never", lambda s: None)], "general_perplexity")
     assert (none.discovered, none.searched) == ((), "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from evidence import training
 
@@ -14,7 +16,9 @@ def trained(validation: list[float], train: list[float], best: int) -> TrainRepo
     steps = 10 * (len(validation) - 1)
     curve = tuple((s, train[min(round(s / 10 - 1e-9), len(train) - 1)]) for s in range(1, steps + 1))
     checks = tuple(Check(step=10 * i, nll=v, train_nll=None, best=i == best) for i, v in enumerate(validation))
-    return training().model_copy(update={"curve": curve, "checks": checks, "best_step": 10 * best, "steps": steps})
+    return training().model_copy(
+        update={"curve": curve, "checks": checks, "best_step": 10 * best, "kept_step": 10 * best, "steps": steps}
+    )
 
 
 def test_it_opens_at_the_first_validation_that_rose_enough() -> None:
@@ -25,7 +29,9 @@ def test_it_opens_at_the_first_validation_that_rose_enough() -> None:
     assert found.overfitting.validation_rose == pytest.approx(RISE + 0.001)
     assert 0.3 < found.overfitting.training_fell < 0.5
     text = overfitting_in_words(found)
-    assert "from step 40 on" in text and "0.021 above its best" in text and "step 20" in text
+    assert "from step 40 on" in text and "0.021 above its best" in text and "of step 20, from before" in text
+    kept = overfitting_in_words(replace(found, kept_step=50))
+    assert "released weights are those of step 50; the best were those of 20" in kept
 
 
 @pytest.mark.parametrize(

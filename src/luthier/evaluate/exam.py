@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from luthier.batch import make_batch, split_by_tokens
@@ -14,12 +14,21 @@ from luthier.decoder import Decoder, score
 from luthier.encode import Encoded, Encoder
 from luthier.evaluate.compare import Answers
 from luthier.evaluate.suite import Item, Suite, Text
-from luthier.generate import generate
+from luthier.generate import drawn, generate, greedy
 from luthier.machine import versions
 from luthier.metric import Sample
 from luthier.progress import Reporter
 
 TEST = "test"
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How answers are written: the likeliest token each time, or drawn."""
+
+    temperature: float = 0.0
+    draws: int = 1
+    seed: int = 0
 
 
 class Exam:
@@ -37,6 +46,7 @@ class Exam:
         tests: Sequence[Conversation],
         max_new_tokens: int,
         tokens_at_once: int,
+        drawing: Drawing | None = None,
     ) -> None:
         self.suite = suite
         self._tokenizer, self._max_new_tokens, self._tokens_at_once = encoder.tokenizer, max_new_tokens, tokens_at_once
@@ -44,6 +54,7 @@ class Exam:
         self._asked = [n for n, i in enumerate(suite.items) if suite.written and i.conversation.prompt]
         self._prompts = [encoder.prompt(suite.items[n].conversation.prompt) for n in self._asked]
         self._choices = [[_choice(encoder, c, item) for c in item.choices.values()] for item in suite.items]
+        self._drawing = drawing or Drawing()
         self._end_ids = _end_ids(encoder, tests) if self._asked else set()
 
     def key(self, model: str) -> str:
@@ -53,37 +64,42 @@ class Exam:
         ]
         ids = [[e.ids for e in self._scored], self._prompts, [[e.ids for e in c] for c in self._choices]]
         packages = versions(("luthier", "torch", "transformers"))
-        what = [model, asked, ids, sorted(self._end_ids), self._max_new_tokens if self._prompts else 0, packages]
+        how = [sorted(self._end_ids), self._max_new_tokens, asdict(self._drawing)] if self._prompts else []
+        what = [model, asked, ids, how, packages]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
     def take(self, decoder: Decoder, name: str, report: Reporter) -> list[Sample]:
-        """The model's greedy answers, and its likelihood of the references and of the choices, one sample an item."""
+        """The model's answers, and its likelihood of the references and of the choices.
+
+        One sample an item, or as many as answers were drawn: `ID #2` is the second of an item.
+        """
         items, shown = self.suite.items, f"{name}: {self.suite.name}"
-        answers = [""] * len(items)
-        if self._prompts:
-            with report.bar(f"{shown}, answers", len(self._prompts)) as advance:
-                written = generate(
-                    decoder,
-                    self._prompts,
-                    max_new_tokens=self._max_new_tokens,
-                    end_ids=self._end_ids,
-                    advance=advance,
-                )
-            for n, ids in zip(self._asked, written, strict=True):
-                answers[n] = self._tokenizer.decode(ids, skip_special_tokens=True).strip()
+        answers = self._written(decoder, f"{shown}, answers", report) if self._prompts else {}
         nats = self._nats(decoder, self._scored, f"{shown}, likelihood", report) or [0.0] * len(items)
         flat = [e for choices in self._choices for e in choices]
         of_choices = iter(self._nats(decoder, flat, f"{shown}, choices", report))
-        return [
-            sample_of(
-                item,
-                n_tokens=self._learned(n),
-                nats=nats[n],
-                answer=answers[n],
-                choices={name: next(of_choices) for name in item.choices} or None,
+        found = []
+        for n, item in enumerate(items):
+            choices = {name: next(of_choices) for name in item.choices} or None
+            for k, answer in enumerate(answers.get(n, [""]), 1):
+                made = sample_of(item, n_tokens=self._learned(n), nats=nats[n], answer=answer, choices=choices)
+                found.append(made if k == 1 else replace(made, id=f"{made.id} #{k}"))
+        return found
+
+    def _written(self, decoder: Decoder, name: str, report: Reporter) -> dict[int, list[str]]:
+        """Item -> its answers, one of each draw."""
+        how = self._drawing
+        with report.bar(name, how.draws * len(self._prompts)) as advance:
+            written = generate(
+                decoder,
+                self._prompts * how.draws,
+                max_new_tokens=self._max_new_tokens,
+                end_ids=self._end_ids,
+                advance=advance,
+                choose=drawn(how.temperature, how.seed) if how.temperature else greedy,
             )
-            for n, item in enumerate(items)
-        ]
+        texts = [self._tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written]
+        return {n: texts[at :: len(self._prompts)] for at, n in enumerate(self._asked)}
 
     def _learned(self, n: int) -> int:
         """Learned tokens of an item: of its conversation, or else of its first choice."""

@@ -16,13 +16,14 @@ from luthier.errors import DataError, RunError
 from luthier.evaluate.build import build
 from luthier.evaluate.changed import CHANGES, from_tests
 from luthier.evaluate.clean import contaminated
-from luthier.evaluate.compare import Answers, check_names, check_rules, check_values, compare_models, judged
+from luthier.evaluate.compare import Answers, compare_models, judged
 from luthier.evaluate.coverage import coverage
-from luthier.evaluate.exam import TEST, Exam, dump_samples, load_answers, sample_of
+from luthier.evaluate.exam import TEST, Drawing, Exam, dump_samples, load_answers, sample_of
 from luthier.evaluate.forgetting import probe_documents
 from luthier.evaluate.harness import from_task
 from luthier.evaluate.judge import Votes, judge_answers, open_judge
 from luthier.evaluate.metrics import default_metrics
+from luthier.evaluate.rules import check_names, check_rules, check_values
 from luthier.evaluate.suite import Item, Suite, form_metrics, general, labelled
 from luthier.evaluate.suite_files import from_file
 from luthier.files import write_atomically
@@ -169,12 +170,14 @@ def _suite(use: SuiteUse, tests: Sequence[Conversation], folder: Path, seed: int
 
 
 def _exam(suite: Suite, encoder: Encoder, tests: Sequence[Conversation], recipe: Recipe) -> Exam:
+    settings = recipe.evaluate
     return Exam(
         suite,
         encoder,
         tests=tests,
-        max_new_tokens=recipe.evaluate.max_new_tokens,
+        max_new_tokens=settings.max_new_tokens,
         tokens_at_once=recipe.train.tokens_per_micro_batch,
+        drawing=Drawing(settings.temperature, settings.draws, recipe.seed) if suite.name == TEST else None,
     )
 
 
