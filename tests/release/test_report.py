@@ -316,3 +316,9 @@ def test_verdict_in_words():
     assert "All 2 rules hold." in report_html(PASSES)
     assert "neither a pass nor a fail" in report_html(UNDERPOWERED)
     assert HOSTILE not in report_html(hostile())
+
+
+def test_the_page_names_the_released_weights_also_where_they_are_not_the_best():
+    made = replace(PASSES, training=PASSES.training.model_copy(update={"kept_step": 220}))
+    text = Page(report_html(made)).text
+    assert "The released weights are those of step 220; validation nll was lowest at step 154" in text
