@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from luthier.models import find_base, load_model, load_tokenizer
 from luthier.progress import Quiet
 from luthier.recipe import validate
 from luthier.settings import SuiteUse
+from luthier.strict_yaml import parse_yaml
 from luthier.suites import FORMS, SHIPPED
 from tests.evaluate.samples import sample, value
 
@@ -280,3 +282,17 @@ def test_what_the_change_does_not_touch_is_not_asked() -> None:
     assert len(from_tests(use(name="case"), tests, 0).items) == 1
     assert not from_tests(use(name="counterfactual"), tests, 0).items
     assert len(from_tests(use(name="typos"), [chat(f"Where is order {i}?") for i in range(60)], 0).items) == 50
+
+
+def test_the_recipes_of_the_page_load(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    rest = {"name": "r", "data": {"sources": [{"path": "x.jsonl"}]}}
+    for block in blocks:
+        tree = {
+            "release": {"rules": [{"metric": "rougeL", "must": "beat_baseline"}]},
+            **rest,
+            **parse_yaml(block, "page"),
+        }
+        assert validate(tree, "page", tmp_path).evaluate.suites
