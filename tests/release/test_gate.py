@@ -158,7 +158,13 @@ def test_an_open_rule_says_how_many_samples_would_settle_it(
     ],
 )
 def test_identical_models_in_words(must: str, points: float, says: str) -> None:
-    assert says in judge_rule(rule(must, by_points=points), seen(0, 0)).why
+    same = seen(0, 0, wins=0, losses=0, ties=200)
+    assert says in judge_rule(rule(must, by_points=points), same).why
+
+
+def test_no_change_of_models_that_differ_is_not_called_identity() -> None:
+    """A skill that is cut off at 0 for both, say, while samples were won."""
+    assert judge_rule(rule("beat_baseline"), seen(0, 0, wins=38)).why == "the high end, 0, is not above the limit 0"
 
 
 def test_one_failure_fails_and_one_open_rule_leaves_it_open() -> None:

@@ -189,7 +189,10 @@ def test_claims_follow_holm_direction_and_trouble():
     assert told["exact_match"].improved and told["perplexity"].improved
     assert not told["general_perplexity"].improved and "worse" in told["general_perplexity"].why
     assert not told["must_contain"].improved and "not be relied on" in told["must_contain"].why
+    assert told["general_perplexity"].worsened and not told["must_contain"].worsened
     assert all(claim.p_adjusted >= claim.p for claim in told.values())
+    text = Page(report_html(PASSES)).text
+    assert all(metric in text for metric in told), "what cannot be claimed is folded, not left out"
 
 
 def test_a_p_that_does_not_survive_many_looks_is_no_claim():

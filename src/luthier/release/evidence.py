@@ -56,6 +56,7 @@ class Claim:
 
     metric: str
     improved: bool
+    worsened: bool
     p: float
     p_adjusted: float
     """After Holm, over all metrics of the report."""
@@ -71,14 +72,15 @@ def claims(evaluation: EvalReport) -> list[Claim]:
 
 def _claim(c: Comparison, adjusted: float, alpha: float) -> Claim:
     shown = f"p {p_value(adjusted)} after adjustment"
-    improved = c.trouble is None and adjusted < alpha and c.delta > 0
+    shows = c.trouble is None and adjusted < alpha
+    improved, worsened = shows and c.delta > 0, shows and c.delta < 0
     if c.trouble:
         why = f"the interval should not be relied on: {c.trouble}"
     elif adjusted >= alpha:
         why = f"no difference shown ({shown})"
     else:
         why = shown if improved else f"it became worse ({shown})"
-    return Claim(c.metric, improved, c.p, adjusted, why)
+    return Claim(c.metric, improved, worsened, c.p, adjusted, why)
 
 
 def suites(evaluation: EvalReport) -> list[SuiteReport]:

@@ -97,7 +97,7 @@ def _in_words(rule: Rule, place: str) -> str:
 def _reason(rule: Rule, seen: Comparison, required: float, outcome: Outcome) -> str:
     if seen.trouble is not None:
         return f"the interval cannot be relied on: {seen.trouble}" if seen.n else seen.trouble
-    if seen.low == seen.high == 0:
+    if seen.low == seen.high == 0 and not seen.wins and not seen.losses:
         return _reason_identical(seen, outcome)
     if outcome == "PASS":
         return _against("low", seen.low, "above", "the limit", required)
