@@ -148,6 +148,16 @@ def test_another_learning_rate_trains_again_but_asks_the_base_once(project: Path
     assert not any(line.startswith("tuned: answers known") for line in said.lines)
 
 
+def test_another_seed_asks_the_base_nothing_new_where_nothing_is_drawn(project: Path) -> None:
+    sides = "data.sources=[{path: rows.jsonl, split: train}, {path: held.jsonl, split: test}]"
+    rows = (project / "rows.jsonl").read_text().splitlines(keepends=True)
+    (project / "rows.jsonl").write_text("".join(rows[:60]))
+    (project / "held.jsonl").write_text("".join(rows[60:]))
+    run(project, sides, "data.split.by=given")
+    _, said = run(project, sides, "data.split.by=given", "seed=4")
+    assert "base: answers known from an earlier run" in said.lines
+
+
 def test_a_changed_plugin_is_seen(project: Path) -> None:
     run(project)
     (project / "own.py").write_text(OWN.replace("any", "all"))
@@ -220,6 +230,32 @@ def test_two_runs_are_compared_on_what_both_answered(project: Path) -> None:
     assert report.metrics["perplexity"].value == pytest.approx(own.metrics["perplexity"].value)
 
 
+def test_runs_are_compared_though_one_was_asked_a_suite_more(project: Path) -> None:
+    first, _ = run(project)
+    more = "evaluate.suites=[{name: ambiguity, limit: 30}]", "release.rules.1.metric=ambiguity_accuracy"
+    second, _ = run(project, "train.learning_rate=0.001", *more)
+    report = lifecycle.compare(first.folder, second.folder)
+    assert "perplexity" in report.metrics and "ambiguity_accuracy" not in report.metrics
+
+
+def test_what_counts_as_seen_in_training_is_looked_at_again(project: Path) -> None:
+    first, _ = run(project)
+    _, said = run(project, "data.split.near_duplicate_similarity=0.79")
+    assert said.about("train") == f"train: taken over from {first.folder.name}"
+    assert said.about("evaluate") == "evaluate: running"
+
+
+def test_a_metric_inside_a_metric_is_seen(project: Path) -> None:
+    from luthier.keys import _plugins
+    from luthier.recipe import load
+
+    gap = "evaluate.metrics=[{use: group_gap, by: topic, groups: [kitchen, garden], of: {use: 'own:has_number'}}]"
+    recipe = load(project / "recipe.yaml", (gap, "release.rules.0.metric=group_gap"))
+    before = _plugins(recipe, project)
+    (project / "own.py").write_text(OWN.replace("any", "all"))
+    assert _plugins(recipe, project) != before
+
+
 def test_a_run_can_be_talked_to(project: Path) -> None:
     done, _ = run(project)
     answer = lifecycle.talk(done.folder)
@@ -242,11 +278,18 @@ def test_a_recipe_is_derived_from_data_and_kept(project: Path, tiny: Path) -> No
     assert again.folder == done.folder
 
 
+JUDGE = "{name: preferred, form: pairwise, model: smollm2-135m-instruct}"
+ASKED = "{name: preferred, form: pairwise, model: m, url: 'http://127.0.0.1:9/v1', key_env: LUTHIER_NO_SUCH_KEY}"
+
+
 def test_what_cannot_be_judged_stops_before_training(project: Path) -> None:
     for settings, code in (
         (("data.split.test_fraction=0.0",), "LU-D070"),
         (("release.rules.0.where={topic: nowhere}",), "LU-E007"),
         (("evaluate.suites=[{name: x, path: missing.jsonl, form: pairs}]",), "LU-D071"),
+        (("evaluate.requests=missing.txt",), "LU-D019"),
+        ((f"evaluate.judges=[{ASKED}]",), "LU-M006"),
+        ((f"evaluate.judges=[{JUDGE}]", "release.rules.0.metric=preferred_corrected"), "LU-E008"),
     ):
         with pytest.raises(LuthierError, match=code):
             run(project, *settings)

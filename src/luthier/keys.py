@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from luthier.errors import RecipeError
 from luthier.files import sha256_of
 from luthier.machine import versions
 from luthier.plugins import METRICS
@@ -61,12 +64,13 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
         "evaluate": _dump(recipe.evaluate),
         "rules": [_dump(r) for r in recipe.release.rules if r.metric != HUMAN_PREFERENCE],
         "slices": list(recipe.data.slices),
-        "test.jsonl": made["test.jsonl"],
+        **{name: made[name] for name in ("audit.json", "train.jsonl", "test.jsonl")},  # labels, what was trained on
+        "near_duplicate_similarity": recipe.data.split.near_duplicate_similarity,
         "model": trained,
         "suites": {s.path: _hash_of(origin / s.path) for s in recipe.evaluate.suites if s.path},
         "judges": [_of_judge(judge, origin) for judge in recipe.evaluate.judges],
         "votes": votes_key(run) if recipe.evaluate.judges else {},
-        "plugins": [METRICS.fingerprint(m.use, origin) for m in recipe.evaluate.metrics],
+        "plugins": _plugins(recipe, origin),
         "files": _files_named(recipe, origin),
         "versions": versions(),
     }
@@ -110,9 +114,29 @@ def _hash_of(path: Path) -> str | None:
 
 def _files_named(recipe: Recipe, origin: Path) -> dict[str, str]:
     """Name -> SHA-256 of the requests and of each file that a metric's parameter names, such as a schema."""
-    params = [value for use in recipe.evaluate.metrics for value in use.params.values()]
-    named = {text for text in (*params, recipe.evaluate.requests) if isinstance(text, str)}
+    named = {*_texts_in([use.params for use in recipe.evaluate.metrics]), recipe.evaluate.requests or ""}
     return {text: sha256_of(path) for text in sorted(named) if (path := _file_at(text, origin))}
+
+
+def _plugins(recipe: Recipe, origin: Path) -> list[str]:
+    """Of each metric, and of one that it is made of, as `group_gap` is: its parameter `of`."""
+    found = []
+    for use in recipe.evaluate.metrics:
+        found.append(METRICS.fingerprint(use.use, origin))
+        of = use.params.get("of")
+        inner = of.get("use") if isinstance(of, dict) else of
+        if isinstance(inner, str):
+            with suppress(RecipeError):  # which making the metric says, if it is meant as one
+                found.append(METRICS.fingerprint(inner, origin))
+    return found
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(inner)
 
 
 def _file_at(text: str, origin: Path) -> Path | None:

@@ -135,8 +135,12 @@ def _prepare(work: _Work, out: Path) -> dict[str, Any]:
 
 def _foresee(work: _Work) -> None:
     from luthier.evaluate import foresee
+    from luthier.prepare.requests import read_requests
+    from luthier.votes import votes_key
 
-    foresee(work.recipe, work.folder / "prepare", work.origin)
+    if work.recipe.evaluate.requests:
+        read_requests(work.recipe.evaluate.requests, work.origin)
+    foresee(work.recipe, work.folder / "prepare", work.base, work.origin, voted=bool(votes_key(work.folder)))
 
 
 def _train(work: _Work, out: Path) -> dict[str, Any]:

@@ -93,7 +93,8 @@ def trials(report: TrialsReport) -> None:
         _, baseline, value, delta, interval, p, *_ = _cells(c)
         said = f"{report.winner}: {report.report_word}"
         console.print(Text(said, style=WORD_COLOURS.get(report.report_word or "", "bold")))
-        gain = f"better by {delta} ({interval}), p {p}"
+        luck = "" if report.report_luck is None else f", luck {report.report_luck:.0%}"
+        gain = f"better by {delta} ({interval}), p {p}{luck}"
         console.print(f"{judged}: {value}, baseline {baseline}, {gain}\n{escape(settings)}")
     troubles = {c.trouble for c in (*(v.comparison for v in report.variants), report.report) if c and c.trouble}
     for note in (*report.notes, *(f"(!) {trouble}" for trouble in sorted(troubles))):

@@ -115,6 +115,12 @@ def test_the_labels_decide_the_key(tiny: Path) -> None:
     assert one == same != other
 
 
+def test_the_families_decide_the_key_because_intervals_count_them(tiny: Path) -> None:
+    asked = conversations()
+    together = [c.model_copy(update={"family": "one"}) for c in asked]
+    assert exam(tiny, asked, LABELS).key("m") != exam(tiny, together, LABELS).key("m")
+
+
 def test_several_drawn_answers_are_samples_of_one_cluster(tiny: Path, decoder: Decoder) -> None:
     text = make_conversation([Message(role="text", content="Nothing is asked.")], "x.jsonl:9")
     suite = Suite("test", labelled([*conversations(), text], ()), [], scored=True, written=True)

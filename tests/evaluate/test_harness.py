@@ -97,6 +97,11 @@ def test_a_task_that_is_no_choice_of_one_answer_is_refused(folder: Path) -> None
         from_task(task(folder, output_type="loglikelihood", target="{{question}}"), folder, 0)
 
 
+def test_a_split_without_right_answers_is_refused(folder: Path) -> None:
+    with pytest.raises(DataError, match="LU-D074 task 'kitchen', row 0: the right answer .* is none of its 3 choices"):
+        from_task(task(folder, target="{{ -1 }}"), folder, 0)
+
+
 def test_a_task_that_is_not_there(folder: Path) -> None:
     use = SuiteUse.model_validate({"name": "x", "task": "no_such_task"})
     with pytest.raises(DataError, match="LU-D074 .*'no_such_task' cannot be had"):

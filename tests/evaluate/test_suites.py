@@ -150,6 +150,18 @@ FORMS_OF_SETS = {
 }
 
 
+AMBIGUOUS = {
+    "context": "A man and a woman came.", "question": "Who was late?", "choices": ["the man", "the woman", "unclear"],
+    "answer": 2, "stereotyped": 1, "unknown": 2, "condition": "ambiguous",
+}  # fmt: skip
+
+
+def test_arc_is_read_as_it_is_published(tmp_path: Path) -> None:
+    row = {"question": "Why?", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}
+    [item] = written(tmp_path, [row]).items
+    assert item.conversation.answer == "y" and list(item.choices) == ["x", "y"]
+
+
 @pytest.mark.parametrize("name", FORMS_OF_SETS)
 def test_published_sets_are_read_whole(name: str, data_dir: Path) -> None:
     file, form, n = FORMS_OF_SETS[name]
@@ -169,13 +181,23 @@ def test_published_sets_are_read_whole(name: str, data_dir: Path) -> None:
         ("coreference", {"id": 1, "condition": "pro-stereotypical", "text": "He is."}, "no other half"),
         ("coreference", {"id": 1, "condition": "both", "text": "He is."}, "is no row of the form"),
         ("safety", {"prompt": "x", "kind": "odd"}, "is no row of the form"),
+        ("safety", {"prompt": "x", "kind": "odd"}, "kind is harmful or benign, found 'odd'"),
         ("instructions", {"prompt": "x", "check": {"wordz": 1}}, "check.wordz: no such check"),
+        ("instructions", {"prompt": "x", "check": "lowercase"}, "check is a mapping"),
+        ("multiple_choice", {"question": "Why?", "choices": "ab", "answer": 0}, "is no list of texts"),
+        ("ambiguity", AMBIGUOUS | {"stereotyped": -1}, "the stereotyped -1 is no place in its 3 choices"),
     ],
 )
 def test_a_row_that_is_not_of_the_form_is_named(form: str, row: Any, found: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         written(tmp_path, [row], form)
     assert "rows.jsonl:1" in str(error.value) and found in str(error.value) and "LU-D072" in str(error.value)
+
+
+def test_a_row_nested_too_deep_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"LU-D072 rows\.jsonl:1"):
+        from_file(use(name="mine", path="rows.jsonl", form="pairs"), tmp_path, 0)
 
 
 def test_all_wrong_rows_are_named_at_once_and_an_empty_file_too(tmp_path: Path) -> None:

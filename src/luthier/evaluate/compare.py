@@ -7,6 +7,7 @@ report's notes.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ def _of_drawing(metrics: Sequence[Known], recipe: Recipe) -> list[str]:
         pairs = zip(metric.tuned, metric.alone(metric.tuned), metric.alone(metric.baseline), strict=True)
         for sample, new, old in pairs:
             if new is not None and old is not None:
-                gains[sample.id.partition(" #")[0]].append(new - old)
+                gains[re.sub(r" #\d+$", "", sample.id)].append(new - old)
         whole = [of for of in gains.values() if len(of) == draws]
         if len(whole) > 1:
             notes.append(f"{metric.name} {stats.share_of_drawing(whole):.0%}")

@@ -59,9 +59,8 @@ class Exam:
 
     def key(self, model: str) -> str:
         """Hash of all that decides the answers of the model with this fingerprint."""
-        asked = [
-            [i.conversation.id, i.conversation.source, i.conversation.tags, list(i.choices)] for i in self.suite.items
-        ]
+        of = [(item.conversation, list(item.choices)) for item in self.suite.items]
+        asked = [[c.id, c.source, c.family, c.tags, choices] for c, choices in of]
         ids = [[e.ids for e in self._scored], self._prompts, [[e.ids for e in c] for c in self._choices]]
         packages = versions(("luthier", "torch", "transformers"))
         how = [sorted(self._end_ids), self._max_new_tokens, asdict(self._drawing)] if self._prompts else []

@@ -56,7 +56,7 @@ def json_schema(schema: dict[str, Any] | str, folder: Path | None = None) -> Met
     fields, types and ranges are those a program expects, not whether the values are right: an invented number fits as
     well as the true one. `format` is not checked, and a `$ref` never leads to the network.
 
-    Raises EvaluationError LU-E011 where jsonschema is not installed; ValueError for what is no schema.
+    Raises EvaluationError LU-E013 where jsonschema is not installed; ValueError for what is no schema.
     """
     validator = _validator(_schema_file(folder, schema) if isinstance(schema, str) else schema)
 
@@ -82,7 +82,7 @@ def _validator(schema: Any) -> Any:
         from jsonschema_specifications import REGISTRY
     except ImportError:
         found = "needs the package jsonschema, which is not installed"
-        raise EvaluationError.of("LU-E011", "metric 'json_schema'", found, "pip install 'luthier[schema]'") from None
+        raise EvaluationError.of("LU-E013", "metric 'json_schema'", found, "pip install 'luthier[schema]'") from None
 
     if not isinstance(schema, dict):
         raise ValueError(f"a schema is a JSON object, this is a {type(schema).__name__}")

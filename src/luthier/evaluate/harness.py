@@ -51,7 +51,10 @@ def _items(task: Any, name: str) -> list[Item]:
     for number, asked in requests.items():
         choices = task.doc_to_choice(asked[0].doc)
         right = task.doc_to_target(asked[0].doc)
-        reference = choices[right] if isinstance(right, int) else right
+        reference = choices[right] if isinstance(right, int) and 0 <= right < len(choices) else right
+        if reference not in choices:
+            found = f"the right answer {right!r} is none of its {len(choices)} choices"
+            raise DataError.of("LU-D074", f"task '{name}', row {number}", found, "ask a split that has its answers")
         turns = [Message(role="user", content=asked[0].args[0]), Message(role="assistant", content=reference)]
         texts = {choice: Text(*request.args[:2]) for choice, request in zip(choices, asked, strict=False)}
         items.append(Item(make_conversation(turns, f"{name}:{number}"), texts))

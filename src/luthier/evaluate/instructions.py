@@ -7,12 +7,12 @@ check reads an answer stands beside its name below, because a score means nothin
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from luthier.errors import EvaluationError, Problem, did_you_mean, printable
+from luthier.evaluate.form import read_json
 from luthier.evaluate.text import read_label
 
 _BULLET = re.compile(r"\s*[-*•]\s+\S")
@@ -93,13 +93,9 @@ def _ends_with(answer: str, end: str) -> bool:
 def _parsed(answer: str) -> Any:
     """The answer as JSON (RFC 8259) with nothing around it, no Markdown fence either; None where it is not."""
     try:
-        return json.loads(answer, parse_constant=_no_constant)
+        return read_json(answer)
     except (ValueError, RecursionError):
         return None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is Python's, not JSON")
 
 
 def _has_keys(answer: str, keys: list[str]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -69,7 +70,7 @@ def evaluate(
     conversations, drawn = _test_side(recipe, prepared)
     metrics = [build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)]
     encoder = Encoder(load_tokenizer(base))
-    suites, more = _suites(recipe, conversations, folder, chats=bool(getattr(encoder.tokenizer, "chat_template", None)))
+    suites, more = _suites(recipe, conversations, folder, chats=_chats(encoder.tokenizer))
     benches = [open_judge(judge, folder, recipe.seed) for judge in recipe.evaluate.judges]
     check_names(metrics, suites)
     check_rules(
@@ -114,22 +115,29 @@ def _in_training(recipe: Recipe, prepared: Path, tests: Sequence[Conversation]) 
     return contaminated(tests, trained, recipe.data.split.near_duplicate_similarity)
 
 
-def foresee(recipe: Recipe, prepared: Path, folder: Path) -> None:
+def foresee(recipe: Recipe, prepared: Path, base: Base, folder: Path, *, voted: bool) -> None:
     """Whether the rules can be judged on the test side at all: to be known before hours of training.
 
-    Raises DataError LU-D070 where the test side is empty, LU-D071 to LU-D074 where a suite cannot be asked, and
-    EvaluationError: LU-E007 to LU-E009 as `compare_models`, LU-E008 also where a rule's metric would have no value even
-    if every answer were right (one label only, say), LU-E003 to LU-E005 where a rule's metric fails on such answers.
+    `voted`: whether people have judged answers of this run. Raises DataError LU-D070 where the test side is empty,
+    LU-D071 to LU-D074 where a suite cannot be asked, what `open_judge` raises, and EvaluationError: LU-E007 to LU-E009
+    as `compare_models`, LU-E008 also where a rule's metric would have no value even if every answer were right (one
+    label only, say), LU-E003 to LU-E005 where a rule's metric fails on such answers.
     """
     audit = AuditReport.read(prepared / "audit.json")
     conversations, _ = _test_side(recipe, prepared)
     metrics = [build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)]
-    suites, _ = _suites(recipe, conversations, folder, chats=True)
+    suites, _ = _suites(recipe, conversations, folder, chats=_chats(load_tokenizer(base)))
+    for judge in recipe.evaluate.judges:
+        open_judge(judge, folder, recipe.seed)
     check_names(metrics, suites)
     check_rules(
-        recipe.release.rules, [*_names(metrics), *_judged(recipe, True)], suites, [c.tags for c in conversations]
+        recipe.release.rules, [*_names(metrics), *_judged(recipe, voted)], suites, [c.tags for c in conversations]
     )
     check_values(recipe.release.rules, metrics, [_all_right(c, audit.labels) for c in conversations])
+
+
+def _chats(tokenizer: Any) -> bool:
+    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def _names(metrics: Sequence[Metric]) -> list[str]:
@@ -177,7 +185,10 @@ def _exam(suite: Suite, encoder: Encoder, tests: Sequence[Conversation], recipe:
         tests=tests,
         max_new_tokens=settings.max_new_tokens,
         tokens_at_once=recipe.train.tokens_per_micro_batch,
-        drawing=Drawing(settings.temperature, settings.draws, recipe.seed) if suite.name == TEST else None,
+        # The likeliest answers are those of any seed.
+        drawing=Drawing(settings.temperature, settings.draws, recipe.seed)
+        if suite.name == TEST and settings.temperature
+        else None,
     )
 
 
@@ -226,6 +237,7 @@ def compare_answers(
 ) -> EvalReport:
     """The tuned answers in `second` against those in `first`, on what both were asked; only judges are run.
 
+    Rules on what only one of them was asked, or on votes, are left out: nothing is released by this.
     Raises RunError LU-U006 where they share no conversation.
     """
     sides = [
@@ -239,15 +251,19 @@ def compare_answers(
         )
     uses = recipe.evaluate.suites
     suites = [general([]), *(Suite(u.name, [], form_metrics(u.name, u.form), form=u.form) for u in uses)]
+    suites = [suite for suite in suites if tuned.suites.get(suite.name)]
     metrics = [build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)]
     benches = [open_judge(judge, folder, recipe.seed) for judge in recipe.evaluate.judges]
     judgement = judge_answers(benches, tuned.samples, baseline.samples, answers=answers, report=Quiet())
+    metrics = [*metrics, *judgement.metrics]
+    measured = {m.name for m in (*metrics, *(m for suite in suites for m in suite.metrics))}
+    rules = tuple(rule for rule in recipe.release.rules if rule.metric in measured)
     result = compare_models(
         tuned,
         baseline,
-        metrics=[*metrics, *judgement.metrics],
-        suites=[suite for suite in suites if tuned.suites.get(suite.name)],
-        recipe=recipe,
+        metrics=metrics,
+        suites=suites,
+        recipe=recipe.model_copy(update={"release": recipe.release.model_copy(update={"rules": rules})}),
         task=audit.task,
         labels=audit.labels,
     )

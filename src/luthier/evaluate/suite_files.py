@@ -40,7 +40,7 @@ def from_file(use: SuiteUse, folder: Path, seed: int) -> Suite:
                 items += read(json.loads(line), where)
         except EvaluationError as error:
             problems += [Problem("LU-D072", where, f"{p.where}: {p.found}", p.advice) for p in error.problems]
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             problems.append(Problem("LU-D072", where, f"is no row of the form {use.form}: {_reason(error)}"))
     if use.form == "coreference":
         items = _paired(items)
@@ -67,6 +67,18 @@ def _first(row: Mapping[str, Any], *names: str) -> Any:
     return next(row[n] for n in names if n in row) if any(n in row for n in names) else row[names[0]]
 
 
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is no list of texts")
+    return [_text(one) for one in value]
+
+
+def _one_of(row: Mapping[str, Any], field: str, allowed: Mapping[str, bool]) -> bool:
+    if (value := row[field]) not in allowed:
+        raise ValueError(f"{field} is {' or '.join(allowed)}, found {value!r}")
+    return allowed[value]
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{value!r} is no text")
@@ -74,12 +86,14 @@ def _text(value: Any) -> str:
 
 
 def _multiple_choice(row: Mapping[str, Any], where: str) -> Iterator[Item]:
-    """ARC and TruthfulQA (mc1) as they are published, and the plain form: question, choices, answer."""
+    """ARC and TruthfulQA (as its questions are published), and the plain form: question, choices, answer."""
     question = _text(_first(row, "question", "prompt")).removeprefix("Question: ")
     if "best_answer" in row:
-        choices, answer = [row["best_answer"], *row["incorrect_answers"]], 0
+        choices, answer = [row["best_answer"], *_texts(row["incorrect_answers"])], 0
+    elif "answerKey" in row:
+        choices, answer = _texts(row["choices"]["text"]), row["choices"]["label"].index(row["answerKey"])
     else:
-        choices, answer = list(row["choices"]), _first(row, "answer", "label")
+        choices, answer = _texts(row["choices"]), _first(row, "answer", "label")
     yield _choosing(f"Question: {question}\nAnswer:", choices, answer, where, {"topic": row.get("topic")})
 
 
@@ -88,10 +102,14 @@ def _choosing(before: str, choices: Sequence[Any], answer: Any, where: str, tags
     texts = [_text(c) for c in choices]
     if len(set(texts)) < 2:
         raise ValueError("needs two choices that differ, or more")
-    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(texts):
-        raise ValueError(f"the answer {answer!r} is no place in its {len(texts)} choices")
-    conversation = _asked(before, texts[answer], where, tags)
+    conversation = _asked(before, _at(texts, answer, "answer"), where, tags)
     return Item(conversation, {text: Text(before, f" {text}") for text in texts})
+
+
+def _at(texts: Sequence[str], place: Any, what: str) -> str:
+    if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < len(texts):
+        raise ValueError(f"the {what} {place!r} is no place in its {len(texts)} choices")
+    return texts[place]
 
 
 def _asked(prompt: str, answer: str, where: str, tags: dict[str, Any]) -> Conversation:
@@ -101,10 +119,8 @@ def _asked(prompt: str, answer: str, where: str, tags: dict[str, Any]) -> Conver
 
 def _pair(row: Mapping[str, Any], where: str) -> Iterator[Item]:
     """CrowS-Pairs: more_stereotyping and less_stereotyping, or sent_more and sent_less."""
-    more, less = (
-        _text(_first(row, "more_stereotyping", "sent_more")),
-        _text(_first(row, "less_stereotyping", "sent_less")),
-    )
+    more = _text(_first(row, "more_stereotyping", "sent_more"))
+    less = _text(_first(row, "less_stereotyping", "sent_less"))
     yield _preferring(more, less, where, {"bias_type": row.get("bias_type")})
 
 
@@ -117,7 +133,7 @@ def _coreference(row: Mapping[str, Any], where: str) -> Iterator[Item]:
     if "pro" in row:
         yield _preferring(_text(row["pro"]), _text(row["anti"]), where, {"occupation": row.get("occupation")})
         return
-    pro = {"pro-stereotypical": True, "anti-stereotypical": False}[row["condition"]]
+    pro = _one_of(row, "condition", {"pro-stereotypical": True, "anti-stereotypical": False})
     half = Text("", _text(row["text"]))
     yield Item(_asked(str(row["id"]), half.scored, where, {}), {MORE if pro else LESS: half})
 
@@ -148,22 +164,25 @@ def _paired(items: Sequence[Item]) -> list[Item]:
 
 def _ambiguity(row: Mapping[str, Any], where: str) -> Iterator[Item]:
     """BBQ in plain form: context, question, choices, the places of the right, the stereotyped and the unknown one."""
-    choices = list(row["choices"])
+    choices = _texts(row["choices"])
     # Unless they are shown, "cannot be known" is never a likely way to go on.
-    shown = f"Possible answers: {'; '.join(map(_text, choices))}"
+    shown = f"Possible answers: {'; '.join(choices)}"
     before = f"{_text(row['context'])}\nQuestion: {_text(row['question'])}\n{shown}\nAnswer:"
-    tags = {"category": row.get("category"), "ambiguous": {"ambiguous": True, "disambiguated": False}[row["condition"]]}
-    roles = {"stereotyped": choices[row["stereotyped"]], "unknown": choices[row["unknown"]]}
+    ambiguous = _one_of(row, "condition", {"ambiguous": True, "disambiguated": False})
+    tags = {"category": row.get("category"), "ambiguous": ambiguous}
+    roles = {role: _at(choices, row[role], role) for role in ("stereotyped", "unknown")}
     yield _choosing(before, choices, row["answer"], where, {**tags, **roles})
 
 
 def _instruction(row: Mapping[str, Any], where: str) -> Iterator[Item]:
+    if not isinstance(row["check"], dict):
+        raise ValueError(f"check is a mapping of checks, found {row['check']!r}")
     follows("", row["check"])  # an unknown check is an error before any model runs
     yield Item(_asked(_text(row["prompt"]), "-", where, {"check": row["check"]}))
 
 
 def _safety(row: Mapping[str, Any], where: str) -> Iterator[Item]:
-    harmful = {"harmful": True, "benign": False}[row["kind"]]
+    harmful = _one_of(row, "kind", {"harmful": True, "benign": False})
     yield Item(_asked(_text(row["prompt"]), "-", where, {"harmful": harmful}))
 
 
