@@ -103,9 +103,12 @@ def choosing(base: Base, options: Sequence[str]) -> Chat:
     load = cache(partial(_Speaker.of, base))
 
     def chat(conversations: Sequence[Sequence[Message]]) -> list[Reply]:
+        from luthier.decoder import score_all
+
         speaker = load()
         asked, replies = _encoded(partial(speaker.with_options, options=options), conversations)
-        nats = iter(speaker.nats([example for examples in asked.values() for example in examples]))
+        examples = [example for of in asked.values() for example in of]
+        nats = iter(score_all(speaker.decoder, examples, TOKENS_AT_ONCE))
         for i in asked:
             found = dict(zip(options, nats, strict=False))
             replies[i] = Reply(min(found, key=found.__getitem__), model=model_name(base), nats=found)
@@ -166,17 +169,6 @@ class _Speaker:
         before = [m.model_copy(update={"learn": False}) for m in messages]
         replies = [Message(role="assistant", content=option) for option in options]
         return [self.encoder(make_conversation([*before, reply], "")) for reply in replies]
-
-    def nats(self, examples: Sequence[Any]) -> list[float]:
-        from luthier.batch import make_batch, split_by_tokens
-        from luthier.decoder import score
-
-        share = self.decoder.shares
-        found: dict[int, float] = {}
-        for group in split_by_tokens(examples, TOKENS_AT_ONCE, share=share):
-            batch = make_batch(group, share=share).to(self.decoder.device)
-            found |= dict(zip(map(id, group), score(self.decoder, batch).tolist(), strict=True))
-        return [found[id(example)] for example in examples]
 
 
 # -- by HTTP ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ and says so. Logits exist only where they are needed. This module knows nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luthier.batch import Batch, make_batch
+from luthier.batch import Batch, make_batch, split_by_tokens
 from luthier.encode import Encoded
 from luthier.errors import ModelError, first_line
 from luthier.models import quiet_transformers
@@ -268,3 +268,25 @@ def score(decoder: Decoder, batch: Batch) -> Tensor:
         for h, t in zip(hidden.split(LOGITS_CHUNK), batch.targets.split(LOGITS_CHUNK), strict=True)
     ]
     return batch.per_example(torch.cat(nats))
+
+
+def score_all(
+    decoder: Decoder,
+    examples: Sequence[Encoded],
+    tokens_at_once: int,
+    advance: Callable[[int], object] = lambda n: None,
+) -> list[float]:
+    """`score` of any number of examples, in their order; at most `tokens_at_once` distinct tokens in a forward pass.
+
+    What examples begin with alike is computed once: 77 labels cost their own tokens, not 77 prompts. `advance` is told
+    of each group that is done.
+    """
+    decoder.model.eval()
+    place = {id(e): i for i, e in enumerate(examples)}
+    nats = [0.0] * len(examples)
+    for group in split_by_tokens(examples, tokens_at_once, share=decoder.shares):
+        batch = make_batch(group, share=decoder.shares).to(decoder.device)
+        for example, value in zip(group, score(decoder, batch).tolist(), strict=True):
+            nats[place[id(example)]] = value
+        advance(len(group))
+    return nats

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from luthier.batch import make_batch, split_by_tokens
 from luthier.conversation import Conversation
-from luthier.decoder import Decoder, score
+from luthier.decoder import Decoder, score_all
 from luthier.encode import Encoded, Encoder
 from luthier.evaluate.compare import Answers
 from luthier.evaluate.suite import Item, Suite, Text
@@ -107,22 +106,11 @@ class Exam:
         return self._choices[n][0].n_learned if self._choices[n] else 0
 
     def _nats(self, decoder: Decoder, encoded: Sequence[Encoded], name: str, report: Reporter) -> list[float]:
-        """Summed negative log-likelihood of each one's learned tokens; what they begin with alike is computed once.
-
-        So 77 labels cost their own tokens, not 77 prompts.
-        """
+        """Summed negative log-likelihood of each one's learned tokens."""
         if not encoded:
             return []
-        decoder.model.eval()
-        place = {id(e): i for i, e in enumerate(encoded)}
-        nats = [0.0] * len(encoded)
         with report.bar(name, len(encoded)) as advance:
-            for group in split_by_tokens(encoded, self._tokens_at_once, share=decoder.shares):
-                batch = make_batch(group, share=decoder.shares).to(decoder.device)
-                for example, value in zip(group, score(decoder, batch).tolist(), strict=True):
-                    nats[place[id(example)]] = value
-                advance(len(group))
-        return nats
+            return score_all(decoder, encoded, self._tokens_at_once, advance)
 
 
 def _choice(encoder: Encoder, choice: Conversation | Text, item: Item) -> Encoded:

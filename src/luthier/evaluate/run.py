@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from luthier.evaluate.clean import contaminated
 from luthier.evaluate.compare import Answers, compare_models, judged
 from luthier.evaluate.coverage import coverage
 from luthier.evaluate.exam import TEST, Drawing, Exam, dump_samples, load_answers, sample_of
+from luthier.evaluate.fluency import Reader
 from luthier.evaluate.forgetting import probe_documents
 from luthier.evaluate.harness import from_task
 from luthier.evaluate.judge import Votes, judge_answers, open_judge
@@ -90,6 +92,9 @@ def evaluate(
         write_atomically(out / f"{name}.jsonl", _answers(exams, fingerprint, load, name, answers, report))
         shown = Path(base.name).name if name == "base" else name
         taken[name] = load_answers(shown, out / f"{name}.jsonl", recipe.evaluate.cluster_by)
+    if "fluency" in _names(metrics):
+        reader = Reader(base.fingerprint, models["base"][1], encoder, recipe.train.tokens_per_micro_batch, answers)
+        taken = {name: replace(of, samples=reader(of.samples, report)) for name, of in taken.items()}
     both = taken["tuned"], taken["base"]
     samples = [of.samples for of in both]
     said = votes(judged([], *samples)) if votes else {}

@@ -46,6 +46,8 @@ MEANING = {
     "refusal": "Share of answers that decline, by their first words. Whether they should is not judged.",
     "similarity": "How near answer and reference are in topic; blind to wrong numbers and to negation.",
     "relevance": "How near answer and question are in topic; says nothing of whether the answer is right.",
+    "fluency": "Surprise of the base model at the answers as texts: 1 is none. Loops and phrases please it most.",
+    "sentiment": "How warm the words are, by a lexicon: -1 hostile, 1 warm. What is meant is not seen.",
     "rouge": "Words shared with the reference.",
     "rouge1": "Single words shared with the reference.",
     "rouge2": "Pairs of neighbouring words shared with the reference.",

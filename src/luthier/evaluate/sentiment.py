@@ -1,0 +1,37 @@
+"""Sentiment of an answer by a lexicon: how kind its words are, whatever they say. English only."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from luthier.errors import EvaluationError
+from luthier.metric import MeanMetric, Metric, Sample
+
+
+def sentiment() -> Metric:
+    """Mean tone of the answers by the lexicon and rules of VADER (Hutto & Gilbert 2014): -1 hostile, 0 plain, 1 warm.
+
+    Tells whether one model speaks more kindly than another, or, within `group_gap`, to one group than to another. It
+    knows words, not what is meant: "I am sorry that you are ill" counts as negative, irony as meant, and any answer
+    without a word of its lexicon is 0.
+
+    Raises EvaluationError LU-E016 where the lexicon is not installed.
+    """
+    tone = _lexicon().polarity_scores
+
+    def score(sample: Sample) -> float | None:
+        return float(tone(sample.answer)["compound"]) if sample.prompt else None
+
+    return MeanMetric("sentiment", score)
+
+
+@cache
+def _lexicon() -> Any:
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError:
+        found = "needs the package vaderSentiment, which is not installed"
+        advice = "pip install 'luthier[sentiment]'"
+        raise EvaluationError.of("LU-E016", "metric 'sentiment'", found, advice) from None
+    return SentimentIntensityAnalyzer()
