@@ -20,6 +20,7 @@ from luthier.stats import (
     benjamini_hochberg,
     compare,
     holm,
+    kappa,
     mcnemar_exact,
     permutation_p,
     share_of_drawing,
@@ -383,3 +384,14 @@ def test_the_share_of_drawing_is_that_of_the_variance() -> None:
         true = (within**2 / draws) / (between**2 + within**2 / draws)
         assert share_of_drawing(gains.tolist()) == pytest.approx(true, abs=0.06)
     assert share_of_drawing([[1.0, 1.0], [0.0, 0.0]]) == 0.0
+
+
+def test_kappa_is_that_of_a_peer() -> None:
+    cohen_kappa_score = pytest.importorskip("sklearn.metrics").cohen_kappa_score
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        a, b = rng.integers(0, 3, size=(2, 40))
+        table = np.zeros((3, 3))
+        np.add.at(table, (a, b), 1)
+        assert float(kappa(table)) == pytest.approx(cohen_kappa_score(a, b))
+    assert np.isnan(kappa(np.array([np.zeros((3, 3)), np.diag([9.0, 0.0, 0.0])]))).all()

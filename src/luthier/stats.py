@@ -231,6 +231,19 @@ def share_of_drawing(gains: Sequence[Sequence[float]]) -> float:
     return float(min(within / between, 1.0)) if between > 0 else float(within > 0)
 
 
+def kappa(tables: Floats) -> Floats:
+    """Cohen's kappa of tables of counts `(..., K, K)`, one rater's categories by the other's (Cohen 1960,
+    *Educational and Psychological Measurement* 20:37).
+
+    NaN of an empty table, and where both used one category only: agreement by chance is then certain.
+    """
+    n = tables.sum(axis=(-2, -1))
+    with np.errstate(invalid="ignore"):
+        observed = np.trace(tables, axis1=-2, axis2=-1) / n
+        by_chance = (tables.sum(axis=-1) * tables.sum(axis=-2)).sum(axis=-1) / n**2
+        return np.asarray(np.where(by_chance < 1, (observed - by_chance) / (1 - by_chance), np.nan))
+
+
 def mcnemar_exact(wins: int, losses: int) -> float:
     """Two-sided p of 'wins and losses are equally likely', for independent samples (the exact sign test)."""
     from scipy.special import bdtr  # type: ignore[import-untyped, unused-ignore]

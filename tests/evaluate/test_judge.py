@@ -21,7 +21,7 @@ from luthier.errors import EvaluationError, RecipeError
 from luthier.evaluate.build import build
 from luthier.evaluate.compare import Answers, compare_models
 from luthier.evaluate.judge import AT_ONCE, PREFERENCES, Judgement, judge_answers, open_judge
-from luthier.evaluate.preference import MIN_VOTES, Outcome, corrected, kappa, length_controlled, win_rate
+from luthier.evaluate.preference import MIN_VOTES, Outcome, corrected, length_controlled, win_rate
 from luthier.evaluate.questions import make_question
 from luthier.metric import Metric
 from luthier.models import find_base
@@ -450,14 +450,6 @@ def test_votes_are_used_from_a_number_on_and_agreement_is_said(tmp_path: Path) -
     assert "agree on 30 of 45 voted pairs of different answers, Cohen's kappa 0.00" in found.notes[2]
     found = judged(tmp_path, says(grade_good), pair, RUBRIC, votes=votes)
     assert "helpful: judge and people agree on 30 of 45" in found.notes[1] and len(found.metrics) == 1
-
-
-def test_kappa_equals_scikit_learns() -> None:
-    metrics = pytest.importorskip("sklearn.metrics")
-    one, other = np.random.default_rng(5).choice([0.0, 0.5, 1.0], size=(2, 50))
-    expected = metrics.cohen_kappa_score(2 * one, 2 * other)
-    assert kappa([*zip(one, other, strict=True)]) == pytest.approx(expected)
-    assert np.isnan(kappa([])) and np.isnan(kappa([(1.0, 1.0)] * 9))
 
 
 # -- nothing is asked twice ------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from reviewed import (
 from luthier.errors import RunError
 from luthier.records import EvalReport
 from luthier.votes import CHECK, Tags, Vote, read_votes, votes_file
-from luthier.web.agreement import agreement, in_words, kappa, summarise
+from luthier.web.agreement import agreement, in_words, summarise
 from luthier.web.review import pairs, review_key
 from luthier.web.server import MAX_BODY, open_server, serve
 
@@ -306,16 +306,6 @@ def test_agreement_by_hand(run: Path) -> None:
     assert found.kappa == pytest.approx((0.7 - 0.36) / (1 - 0.36))
     assert found.low is not None and found.high is not None and found.low < found.kappa < found.high <= 1
     assert found == summarise(run, report_of(run)).agreement[0], "the bootstrap is seeded"
-
-
-def test_kappa_is_that_of_a_peer() -> None:
-    cohen_kappa_score = pytest.importorskip("sklearn.metrics").cohen_kappa_score
-    rng = np.random.default_rng(5)
-    for _ in range(20):
-        a, b = rng.integers(0, 3, size=(2, 40))
-        table = np.zeros((3, 3))
-        np.add.at(table, (a, b), 1)
-        assert float(kappa(table)) == pytest.approx(cohen_kappa_score(a, b))
 
 
 def test_agreement_that_has_no_value_is_none() -> None:

@@ -22,16 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from luthier import chat as chats
 from luthier.chat import Chat, Reply
 from luthier.errors import EvaluationError, printable
-from luthier.evaluate.preference import MIN_VOTES, Outcome, corrected, kappa, length_controlled, win_rate
+from luthier.evaluate.preference import MIN_VOTES, Outcome, corrected, length_controlled, win_rate
 from luthier.evaluate.questions import CLOSING, REMINDER, By, Question, make_question, prompt
 from luthier.files import locked, write_atomically
 from luthier.metric import MeanMetric, Metric, Sample
 from luthier.progress import Reporter
 from luthier.recipe import question
 from luthier.settings import Judge, fingerprint
+from luthier.stats import kappa
 
 AT_ONCE = 64
 """Questions between two writes to disk. If none of so many gets a reply, the judge is taken for gone."""
@@ -307,9 +310,12 @@ def _agreement(bench: Bench, told: Mapping[str, float], votes: Votes) -> list[st
     both = [(told[sample], votes[sample]) for sample in told if sample in votes]
     if not both:
         return []
-    same = sum(_side(ours) == _side(theirs) for ours, theirs in both)
-    value = kappa(both)
-    text = f"{bench.judge.name}: judge and people agree on {same} of {len(both)} voted pairs of different answers"
+    table = np.zeros((3, 3))
+    for ours, theirs in both:
+        table[_side(ours), _side(theirs)] += 1
+    value = float(kappa(table))
+    same = f"{np.trace(table):.0f} of {len(both)}"
+    text = f"{bench.judge.name}: judge and people agree on {same} voted pairs of different answers"
     text += "" if math.isnan(value) else f", Cohen's kappa {value:.2f}"
     if bench.judge.form == "pairwise" and len(both) < MIN_VOTES:
         text += f"; not corrected by votes, which takes {MIN_VOTES}"

@@ -114,16 +114,3 @@ def corrected(name: str, outcomes: Outcomes) -> Metric:
             return np.asarray((0.5 * equal + np.where(n > 0, won, 0.0)) / (equal + n))
 
     return SumMetric(name, stats, combine)
-
-
-def kappa(pairs: Sequence[tuple[float, float]]) -> float:
-    """Cohen's kappa (1960) of two raters' preferences, over better, worse and neither.
-
-    NaN where there is none, or both always say the same one thing.
-    """
-    table = np.zeros((3, 3))
-    for one, other in pairs:
-        table[int(np.sign(one - 0.5)), int(np.sign(other - 0.5))] += 1
-    n = table.sum()
-    by_chance = float(table.sum(axis=0) @ table.sum(axis=1)) / n**2 if n else 1.0
-    return (float(np.trace(table)) / n - by_chance) / (1 - by_chance) if by_chance < 1 else nan

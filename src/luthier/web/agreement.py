@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.records import Comparison, EvalReport, Record
-from luthier.stats import mcnemar_exact, wilson
+from luthier.stats import kappa, mcnemar_exact, wilson
 from luthier.votes import MODELS, Cast, Model, Vote, casts, differing, with_votes
 
 DRAWS = 10_000
@@ -151,16 +151,6 @@ def agreement(
 
 def _category(vote: Vote) -> int:
     return (*MODELS, None).index(vote.better)
-
-
-def kappa(tables: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Cohen's kappa of tables of counts `(..., K, K)`, one rater's categories by the other's (Cohen 1960,
-    Educ. Psychol. Meas. 20:37). NaN where both used one category only: agreement by chance is then certain."""
-    n = tables.sum(axis=(-2, -1))
-    observed = np.trace(tables, axis1=-2, axis2=-1) / n
-    by_chance = (tables.sum(axis=-1) * tables.sum(axis=-2)).sum(axis=-1) / n**2
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(by_chance < 1, (observed - by_chance) / (1 - by_chance), np.nan))
 
 
 def kappa_interval(table: NDArray[np.float64], confidence: float) -> tuple[float, float, int]:
