@@ -297,6 +297,16 @@ def test_a_saved_model_remembers_its_hub_name(tiny: Path, tmp_path: Path) -> Non
     assert find_base(str(copy)).public_name == "someone/some-model"
 
 
+def test_a_licence_is_what_the_front_matter_states(tiny: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    assert find_base(str(copy)).licence == ""
+    before = find_base(str(copy)).fingerprint
+    (copy / "README.md").write_text("---\nlibrary_name: x\nlicense: mit\n---\n\nlicense: not this\n")
+    assert find_base(str(copy)).licence == "mit" and find_base(str(copy)).fingerprint == before
+    (copy / "README.md").write_text("# A model\n\nlicense: not this\n")
+    assert find_base(str(copy)).licence == ""
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     assert "holds no config.json" in refused(lambda: find_base(str(tmp_path)), "LU-M001")
 

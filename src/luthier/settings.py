@@ -344,6 +344,8 @@ class Release(Section):
     needs: Annotated[tuple[Literal["human_review"], ...], Field(strict=False)] = ()
     """`human_review`: never pass unreviewed. Without a rule on `human_preference` of its own, it is the rule
     {metric: human_preference, must: not_regress, by_points: 0.1}: shown to get more than 45 % of people's votes."""
+    license: Annotated[str, Field(min_length=1)] = "unknown"
+    """Under which the tuned model is released, as model hubs name it: apache-2.0, cc-by-4.0, other."""
     export: Annotated[tuple[Literal["merged"], ...], Field(strict=False)] = ()
     """The adapter is always exported; `merged` adds a model that plain transformers loads."""
 

@@ -49,7 +49,16 @@ def test_front_matter_has_real_numbers():
     assert front["license"] == "unknown" and front["library_name"] == "peft"
     metrics = {m["type"]: m["value"] for m in front["model-index"][0]["results"][0]["metrics"]}
     assert metrics["exact_match"] == 0.463 and metrics["perplexity"] == 6.71
-    assert front_of(model_card(PASSES, license="apache-2.0"))["license"] == "apache-2.0"
+
+
+def test_the_licences_are_the_owners_and_the_publishers_word():
+    rules = [rule.model_dump() for rule in PASSES.recipe.release.rules]
+    licensed = replace(
+        PASSES, recipe=recipe(release={"rules": rules, "license": "cc-by-4.0"}), base_licence="apache-2.0"
+    )
+    assert front_of(model_card(licensed))["license"] == "cc-by-4.0"
+    assert "licence, as its publisher states it: apache-2.0." in model_card(licensed)
+    assert "The base model's licence is not known here." in model_card(PASSES)
 
 
 def test_a_local_folder_is_no_base_model_of_the_hub():

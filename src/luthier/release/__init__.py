@@ -57,6 +57,7 @@ def release(
         environment={**environment, **parity_text},
         artifacts={f"release/{a.path}": a.sha256 for a in artifacts_in(out)},
         licences=stated_licences(recipe, Path(json.loads((run / "run.json").read_text())["origin"])),
+        base_licence=base.licence,
     )
     (out / "report.json").write_text(
         json.dumps(report_json(evidence), indent=1, allow_nan=False) + "\n", encoding="utf-8"

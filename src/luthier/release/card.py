@@ -72,13 +72,13 @@ class Markdown(str):
     """Text that is Markdown already and is not escaped again."""
 
 
-def model_card(evidence: Evidence, license: str = "unknown") -> str:
+def model_card(evidence: Evidence) -> str:
     """MODEL_CARD.md: front matter, use, data and procedure, cost, results with intervals, measured limits."""
     evaluation = evidence.evaluation
     metric = main_metric(evidence)
     card = _templates().get_template("card.md")
     return card.render(
-        front=Markdown(_yaml(front_matter(evidence, license))),
+        front=Markdown(_yaml(front_matter(evidence))),
         e=evidence,
         method=method(evidence.recipe),
         intended=INTENDED[evidence.audit.task],
@@ -108,7 +108,7 @@ def model_card(evidence: Evidence, license: str = "unknown") -> str:
     )
 
 
-def front_matter(evidence: Evidence, license: str) -> dict[str, Any]:
+def front_matter(evidence: Evidence) -> dict[str, Any]:
     """What model hubs read."""
     peft = evidence.recipe.model.adapt.method != "full"
     base = evidence.environment["base_model"]
@@ -117,7 +117,7 @@ def front_matter(evidence: Evidence, license: str) -> dict[str, Any]:
         front = {"base_model": base, "base_model_relation": "adapter" if peft else "finetune"}
     return front | {
         "library_name": "peft" if peft else "transformers",
-        "license": license,
+        "license": evidence.recipe.release.license,
         "pipeline_tag": "text-generation",
         "tags": ["luthier", evidence.recipe.model.adapt.method, evidence.audit.task],
         "metrics": [c.metric for c in main_metrics(evidence.evaluation)],

@@ -48,6 +48,8 @@ class Evidence:
     """File, relative to the run's folder -> SHA-256."""
     licences: Mapping[str, str] = field(default_factory=dict)
     """See `provenance.stated_licences`."""
+    base_licence: str = ""
+    """See `models.Base`."""
 
 
 @dataclass(frozen=True, slots=True)
