@@ -79,8 +79,13 @@ class MeanMetric:
         return None if value is None else (float(value), 1.0)
 
     def combine(self, sums: Floats) -> Floats:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(sums[..., 0] / sums[..., 1])
+        return ratio(sums)
+
+
+def ratio(sums: Floats) -> Floats:
+    """`(..., 2)` sums -> `(...)`, the first by the second; NaN for none by none."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(sums[..., 0] / sums[..., 1])
 
 
 def show(metric: Metric, samples: Sequence[Sample]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from luthier.errors import RecipeError, UserError
-from luthier.evaluate.build import build
+from luthier.evaluate.metrics.build import build
 from luthier.metric import Metric
 from luthier.settings import Use
 
@@ -164,9 +164,9 @@ def test_a_factory_that_raises_or_makes_no_metric(own) -> None:  # type: ignore[
 
 def test_built_in_metrics_say_what_they_allow() -> None:
     for use, message in [
-        (Use(use="luthier.evaluate.labels:f1", average="makro"), "average: 'makro'; allowed: macro, micro"),
-        (Use(use="luthier.evaluate.labels:f1", label="spam"), "label: 'spam' is none of the labels a, b"),
-        (Use(use="luthier.evaluate.metrics:bleu", tokenize="flores200"), "tokenize: 'flores200'; allowed"),
+        (Use(use="luthier.evaluate.metrics.labels:f1", average="makro"), "average: 'makro'; allowed: macro, micro"),
+        (Use(use="luthier.evaluate.metrics.labels:f1", label="spam"), "label: 'spam' is none of the labels a, b"),
+        (Use(use="bleu", tokenize="flores200"), "tokenize: 'flores200'; allowed"),
     ]:
         with pytest.raises(UserError, match=f"LU-E003 .*{message}"):
             build(use, ("a", "b"), None)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from luthier.conversation import Conversation, Message, make_conversation
-from luthier.evaluate.build import build
 from luthier.evaluate.clean import compare_clean, contaminated
+from luthier.evaluate.metrics.build import build
 from luthier.metric import Sample
 from luthier.settings import Use
 from luthier.similar import shingles

@@ -12,10 +12,10 @@ import pytest
 
 from luthier import stats
 from luthier.errors import UserError
-from luthier.evaluate.build import build
 from luthier.evaluate.compare import Answers, compare_models
+from luthier.evaluate.metrics.build import build
 from luthier.evaluate.rules import check_names, check_rules, check_values, comparisons_for, tag_text
-from luthier.evaluate.suite import general
+from luthier.evaluate.suites.suite import general
 from luthier.metric import MeanMetric, Metric, Sample
 from luthier.records import EvalReport
 from luthier.settings import Recipe, Rule, Use
@@ -31,7 +31,7 @@ def recipe(*rules: dict[str, Any], slices: tuple[str, ...] = ()) -> Recipe:
 
 
 def built_in(*names: str, labels: tuple[str, ...] = ()) -> list[Metric]:
-    return [build(Use(use=f"luthier.evaluate.metrics:{name}"), labels, None) for name in names]
+    return [build(Use(use=name), labels, None) for name in names]
 
 
 def answers(side: str, n: int = 60, right: float = 0.5, **tags: Any) -> Answers:
@@ -176,7 +176,7 @@ def test_a_label_that_a_slice_lacks_has_no_value_there() -> None:
         ]
         return Answers(name, made)
 
-    metric = build(Use(use="luthier.evaluate.labels:f1", label="b"), labels, None)
+    metric = build(Use(use="luthier.evaluate.metrics.labels:f1", label="b"), labels, None)
     of = recipe({"metric": "f1", "must": "not_regress"}, slices=("half",))
     found = compare_models(side("tuned"), side("base"), metrics=[metric], recipe=of, task="classification")
     assert list(found.slices["half"]["h1"]) == ["f1"] and found.slices["half"]["h0"] == {}

@@ -12,9 +12,9 @@ from luthier.conversation import Conversation, Message, make_conversation
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
 from luthier.evaluate.exam import Drawing, Exam, dump_samples, load_answers
-from luthier.evaluate.forgetting import probe_documents
-from luthier.evaluate.labels import likeliest
-from luthier.evaluate.suite import Suite, general, labelled
+from luthier.evaluate.metrics.labels import likeliest
+from luthier.evaluate.suites.general import probe_documents
+from luthier.evaluate.suites.suite import Suite, general, labelled
 from luthier.metric import Sample
 from luthier.models import find_base, load_model, load_tokenizer
 from luthier.progress import Quiet

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from luthier.encode import Encoder
-from luthier.evaluate.fluency import Reader, fluency
+from luthier.evaluate.fluency import Reader
+from luthier.evaluate.metrics.likelihood import fluency
 from luthier.metric import Sample
 from luthier.models import Base, find_base, load_model, load_tokenizer
 from luthier.progress import Quiet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from luthier.evaluate.forgetting import probe_documents
+from luthier.evaluate.suites.general import probe_documents
 
 
 def test_there_are_enough_documents_of_many_kinds() -> None:

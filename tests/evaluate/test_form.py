@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.errors import EvaluationError, UserError
-from luthier.evaluate.build import build
-from luthier.evaluate.calls import read_calls
-from luthier.evaluate.text import script
+from luthier.evaluate.metrics.build import build
+from luthier.evaluate.metrics.calls import read_calls
+from luthier.evaluate.metrics.text import script
 from luthier.metric import Metric
 from luthier.settings import Use
 

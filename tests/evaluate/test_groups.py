@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from luthier.errors import UserError
-from luthier.evaluate.build import build
+from luthier.evaluate.metrics.build import build
 from luthier.metric import Sample
 from luthier.settings import Use
 from luthier.stats import compare

@@ -14,7 +14,7 @@ from luthier.decoder import Decoder
 from luthier.encode import Encoder
 from luthier.errors import DataError
 from luthier.evaluate.exam import Exam
-from luthier.evaluate.harness import from_task
+from luthier.evaluate.suites.harness import from_task
 from luthier.models import find_base, load_model, load_tokenizer
 from luthier.progress import Quiet
 from luthier.settings import SuiteUse

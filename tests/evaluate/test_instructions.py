@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from luthier.errors import EvaluationError
-from luthier.evaluate.instructions import _CHECKS, follows
+from luthier.evaluate.suites.instructions import _CHECKS, follows
 
 CASES: list[tuple[dict[str, Any], list[str], list[str]]] = [
     (

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from luthier.chat import Chat, Reply, choosing, scripted
 from luthier.conversation import Message
 from luthier.errors import EvaluationError, RecipeError
-from luthier.evaluate.build import build
 from luthier.evaluate.compare import Answers, compare_models
-from luthier.evaluate.judge import AT_ONCE, PREFERENCES, Judgement, judge_answers, open_judge
-from luthier.evaluate.preference import MIN_VOTES, Outcome, corrected, length_controlled, win_rate
-from luthier.evaluate.questions import make_question
+from luthier.evaluate.judges.judge import AT_ONCE, PREFERENCES, Judgement, judge_answers, open_judge
+from luthier.evaluate.judges.preference import MIN_VOTES, Outcome, corrected, length_controlled, win_rate
+from luthier.evaluate.judges.questions import make_question
+from luthier.evaluate.metrics.build import build
 from luthier.metric import Metric
 from luthier.models import find_base
 from luthier.progress import Quiet
@@ -98,7 +98,7 @@ def recipe(**evaluate: Any) -> Recipe:
 
 
 def reported(pair: Any, metrics: Sequence[Metric]) -> EvalReport:
-    exact = build(Use(use="luthier.evaluate.metrics:exact_match"), (), None)
+    exact = build(Use(use="exact_match"), (), None)
     tuned, baseline = (Answers(name, samples) for name, samples in zip(("tuned", "base"), pair, strict=True))
     return compare_models(tuned, baseline, metrics=[exact, *metrics], recipe=recipe(), task="answer")
 
@@ -203,7 +203,7 @@ def test_a_mark_that_a_text_does_hold_is_not_taken(monkeypatch: pytest.MonkeyPat
     def foreseen(data: bytes) -> SimpleNamespace:
         return SimpleNamespace(hexdigest=lambda: {b"[0": "a" * 64, b"[1": "b" * 12 + "c" * 8}.get(data[:2], "d" * 64))
 
-    monkeypatch.setattr("luthier.evaluate.questions.hashlib", SimpleNamespace(sha256=foreseen))
+    monkeypatch.setattr("luthier.evaluate.judges.questions.hashlib", SimpleNamespace(sha256=foreseen))
     foreseen_codes = {"": "a" * 8, "A" * 12: "c" * 8, f"{'a' * 8} {'b' * 12}": "d" * 8, f"{'a' * 8} {'C' * 8}": "d" * 8}
     for held, expected in foreseen_codes.items():
         assert make_question("rubric", "reply", "r", GRADES, {"answer": held}).code == expected

@@ -24,10 +24,10 @@ from sklearn.metrics import (
 
 from luthier import stats
 from luthier.errors import UserError
-from luthier.evaluate import labels as module
-from luthier.evaluate.build import build
 from luthier.evaluate.compare import Answers, compare_models
-from luthier.evaluate.labels import confusion, likeliest, probabilities, reliability
+from luthier.evaluate.metrics import labels as module
+from luthier.evaluate.metrics.build import build
+from luthier.evaluate.metrics.labels import confusion, likeliest, probabilities, reliability
 from luthier.metric import Metric, Sample
 from luthier.plugins import METRICS
 from luthier.prepare.derive import METRICS as RULED
@@ -44,7 +44,7 @@ LOWER = ("invalid_label", "label_nll", "brier", "ece")
 
 
 def make(name: str, labels: tuple[str, ...] = LABELS, **params: object) -> Metric:
-    return build(Use(use=f"luthier.evaluate.labels:{name}", **params), labels, None)
+    return build(Use(use=f"luthier.evaluate.metrics.labels:{name}", **params), labels, None)
 
 
 def chosen(rows: list[tuple[str, list[float]]], labels: tuple[str, ...] = LABELS) -> list[Sample]:

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from luthier import embed as module
 from luthier.embed import PACKAGE, embed
 from luthier.errors import ModelError
-from luthier.evaluate.build import build
 from luthier.evaluate.compare import Answers, compare_models
+from luthier.evaluate.metrics.build import build
 from luthier.metric import Metric
 from luthier.settings import Recipe, Use
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import math
+import pkgutil
 import re
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +20,8 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from luthier.evaluate import metrics
-from luthier.evaluate.build import build
+from luthier.evaluate.metrics import default_metrics
+from luthier.evaluate.metrics.build import build
 from luthier.metric import Metric
 from luthier.plugins import METRICS
 from luthier.release.wording import meaning
@@ -31,7 +37,7 @@ IN_PERCENT = ("bleu", "chrf")
 
 
 def make(name: str, **params: object) -> Metric:
-    return build(Use(use=f"luthier.evaluate.metrics:{name}", **params), (), None)
+    return build(Use(use=name, **params), (), None)
 
 
 in_ascii = text().map(lambda t: t.encode("ascii", "ignore").decode())
@@ -224,20 +230,30 @@ def test_plain_text_has_no_answer_to_score() -> None:
 
 @pytest.mark.parametrize("task", ["classification", "answer", "dialogue", "text"])
 def test_default_metrics_can_be_built(task: str) -> None:
-    names = [use.use for use in metrics.default_metrics(task)]  # type: ignore[arg-type]
+    names = [use.use for use in default_metrics(task)]  # type: ignore[arg-type]
     assert len(set(names)) == len(names) and "perplexity" in names
     assert [build(Use(use=name), ("a", "b"), None).name for name in names] == names
 
 
 @pytest.mark.skipif(not METRICS.names(), reason="luthier is not installed, so it declares no entry points")
 def test_every_built_in_metric_is_declared() -> None:
-    declared = {name for name in METRICS.names() if METRICS.find(name, "").__module__ == metrics.__name__}
-    assert declared == {*ANSWERED, *EDITS, *ALONE, *LIKELIHOOD}
+    modules = [importlib.import_module(f"{metrics.__name__}.{m.name}") for m in pkgutil.iter_modules(metrics.__path__)]
+    found = [f for module in modules for f in vars(module).values() if getattr(f, "__module__", "") == module.__name__]
+    made = {f.__name__ for f in found if callable(f) and _is_metric(f)}
+    assert made == set(METRICS.names())
+
+
+def _is_metric(function: Callable[..., Any]) -> bool:
+    if function.__name__.startswith("_") or isinstance(function, type) or function is build:
+        return False
+    gives = str(inspect.signature(function).return_annotation)
+    takes = next(iter(inspect.signature(function).parameters), "")
+    return gives == "Metric" or (takes == "sample" and gives in ("bool | None", "int | None", "float | None"))
 
 
 def test_every_metric_says_what_it_cannot_tell() -> None:
-    for name in (*ANSWERED, *EDITS, *ALONE, *LIKELIHOOD):
-        assert len(getattr(metrics, name).__doc__) > 80, name
+    for name in METRICS.names():
+        assert len(METRICS.find(name, "").__doc__ or "") > 80, name
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"

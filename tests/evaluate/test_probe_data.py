@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from luthier.evaluate.instructions import follows
-from luthier.evaluate.text import words
+from luthier.evaluate.metrics.text import words
+from luthier.evaluate.suites.instructions import follows
 
 Row = dict[str, Any]
 FIELDS = {

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from luthier.evaluate.build import build
-from luthier.evaluate.refusal import declines
+from luthier.evaluate.metrics.build import build
+from luthier.evaluate.metrics.refusal import declines
 from luthier.settings import Use
 
 from .samples import pairs, sample, value

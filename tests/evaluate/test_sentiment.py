@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from luthier.errors import EvaluationError
-from luthier.evaluate import sentiment
-from luthier.evaluate.build import build
+from luthier.evaluate.metrics import sentiment
+from luthier.evaluate.metrics.build import build
 from luthier.settings import Use
 
 from .samples import sample, value

@@ -14,7 +14,7 @@ from luthier.evaluate.compare import Answers, compare_models
 from luthier.evaluate.conditions import find_conditions
 from luthier.evaluate.rules import tag_text
 from luthier.evaluate.slices import _gap, _half, _halves, find_slices
-from luthier.evaluate.suite import general
+from luthier.evaluate.suites.suite import general
 from luthier.metric import Floats, MeanMetric, Metric, Sample, SumMetric
 from luthier.records import DiscoveredSlice, EvalReport
 from luthier.settings import Recipe

@@ -15,10 +15,10 @@ from luthier.conversation import Conversation, Message, make_conversation
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
 from luthier.errors import DataError, RecipeError
-from luthier.evaluate.changed import CHANGES, from_tests, misspell, reword, swap_gender
 from luthier.evaluate.exam import Exam
-from luthier.evaluate.suite import LESS, MORE, Suite, form_metrics
-from luthier.evaluate.suite_files import from_file
+from luthier.evaluate.suites.changed import CHANGES, from_tests, misspell, reword, swap_gender
+from luthier.evaluate.suites.files import from_file
+from luthier.evaluate.suites.suite import LESS, MORE, Suite, form_metrics
 from luthier.metric import Sample
 from luthier.models import find_base, load_model, load_tokenizer
 from luthier.progress import Quiet

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.tokenizers import DefaultTokenizer
 
-from luthier.evaluate.text import read_label, squad, squad_tokens, words
+from luthier.evaluate.metrics.text import read_label, squad, squad_tokens, words
 
 ASCII = st.text(st.characters(max_codepoint=127), max_size=40)
 LABELS = ("refund", "not_found", "C++", "C", "A", "a/b", "Größe")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from luthier import stats
 from luthier.errors import EvaluationError
-from luthier.evaluate.metrics import perplexity
+from luthier.evaluate.metrics.likelihood import perplexity
 from luthier.metric import Floats, MeanMetric, Sample
 from luthier.stats import holm
 from luthier.tune.effect import Effect, compare_seeds, value_of

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from luthier import stats
 from luthier.errors import printable
 from luthier.evaluate.clean import compare_clean
-from luthier.evaluate.labels import confusion, reliability
+from luthier.evaluate.metrics.labels import confusion, reliability
 from luthier.evaluate.reading import Known, applies, read, try_to_read
 from luthier.evaluate.rules import (
     check_names,
@@ -28,7 +28,7 @@ from luthier.evaluate.rules import (
     tag_text,
 )
 from luthier.evaluate.slices import find_slices
-from luthier.evaluate.suite import Suite
+from luthier.evaluate.suites.suite import Suite
 from luthier.metric import Metric, Sample
 from luthier.records import Comparison, DiscoveredSlice, EvalReport, Judged, SuiteReport, Task
 from luthier.settings import HUMAN_PREFERENCE, Recipe

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.errors import printable
-from luthier.evaluate.text import words
+from luthier.evaluate.metrics.text import words
 from luthier.metric import Floats, Sample
 
 Bools = NDArray[np.bool_]

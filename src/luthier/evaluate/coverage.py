@@ -23,8 +23,8 @@ import numpy as np
 from luthier.conversation import Conversation
 from luthier.embed import available
 from luthier.errors import EvaluationError, printable
+from luthier.evaluate.metrics.text import script, words
 from luthier.evaluate.rules import tag_text
-from luthier.evaluate.text import script, words
 from luthier.evaluate.topics import topics
 from luthier.metric import Floats
 from luthier.records import CoverageReport, Region

@@ -12,7 +12,7 @@ from luthier.conversation import Conversation
 from luthier.decoder import Decoder, score_all
 from luthier.encode import Encoded, Encoder
 from luthier.evaluate.compare import Answers
-from luthier.evaluate.suite import Item, Suite, Text
+from luthier.evaluate.suites.suite import Item, Suite, Text
 from luthier.generate import drawn, generate, greedy
 from luthier.machine import versions
 from luthier.metric import Sample

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
 from luthier.decoder import Decoder, score_all
@@ -20,23 +19,8 @@ from luthier.encode import Encoded, Encoder
 from luthier.errors import DataError
 from luthier.files import write_atomically
 from luthier.machine import versions
-from luthier.metric import Metric, Sample, SumMetric
+from luthier.metric import Sample
 from luthier.progress import Reporter
-
-
-def fluency() -> Metric:
-    """Perplexity of the answers under the base model, as texts by themselves; lower is better.
-
-    Tells whether answers read as text that the base model would write: garbled words, broken grammar and a wrong
-    language raise it. It cannot tell whether they are right; loops and commonplaces please it most, and so does the
-    base's own way to write: read it beside `repetition`. docs/metrics.md has figures, and a test holds them. Empty
-    answers, and those with characters that no text should hold, are left out.
-    """
-    return SumMetric("fluency", _stats, lambda sums: np.exp(sums[..., 0] / sums[..., 1]), higher_is_better=False)
-
-
-def _stats(sample: Sample) -> tuple[float, float] | None:
-    return None if sample.read is None else (sample.read[0], float(sample.read[1]))
 
 
 class Reader:

@@ -11,7 +11,7 @@ from typing import Any
 
 from luthier.errors import EvaluationError, Problem, did_you_mean, printable
 from luthier.evaluate.reading import read
-from luthier.evaluate.suite import Suite
+from luthier.evaluate.suites.suite import Suite
 from luthier.metric import Metric, Sample
 from luthier.records import Comparison, EvalReport
 from luthier.settings import HUMAN_PREFERENCE, Rule

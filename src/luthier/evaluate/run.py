@@ -15,20 +15,20 @@ from luthier.conversation import Conversation, read_conversations
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
 from luthier.errors import DataError, RunError
-from luthier.evaluate.build import build
-from luthier.evaluate.changed import CHANGES, from_tests
 from luthier.evaluate.clean import contaminated
 from luthier.evaluate.compare import Answers, compare_models, judged
 from luthier.evaluate.coverage import coverage
 from luthier.evaluate.exam import TEST, Drawing, Exam, dump_samples, load_answers, sample_of
 from luthier.evaluate.fluency import Reader
-from luthier.evaluate.forgetting import probe_documents
-from luthier.evaluate.harness import from_task
-from luthier.evaluate.judge import Votes, judge_answers, open_judge
+from luthier.evaluate.judges.judge import Votes, judge_answers, open_judge
 from luthier.evaluate.metrics import default_metrics
+from luthier.evaluate.metrics.build import build
 from luthier.evaluate.rules import check_names, check_rules, check_values
-from luthier.evaluate.suite import Item, Suite, form_metrics, general, labelled
-from luthier.evaluate.suite_files import from_file
+from luthier.evaluate.suites.changed import CHANGES, from_tests
+from luthier.evaluate.suites.files import from_file
+from luthier.evaluate.suites.general import probe_documents
+from luthier.evaluate.suites.harness import from_task
+from luthier.evaluate.suites.suite import Item, Suite, form_metrics, general, labelled
 from luthier.files import write_atomically
 from luthier.metric import Metric, Sample
 from luthier.models import Base, load_model, load_tokenizer

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from luthier.embed import embed
-from luthier.evaluate.text import words
+from luthier.evaluate.metrics.text import words
 from luthier.metric import Floats
 
 STARTS, ROUNDS = 4, 30

@@ -28,8 +28,8 @@ from typing import Literal
 from luthier import lifecycle
 from luthier import recipe as recipes
 from luthier.errors import EvaluationError, Problem, RecipeError, RunError, did_you_mean
-from luthier.evaluate.build import build
 from luthier.evaluate.metrics import default_metrics
+from luthier.evaluate.metrics.build import build
 from luthier.lifecycle import WORKSPACE
 from luthier.metric import Metric, Sample
 from luthier.progress import Quiet, Reporter

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from luthier.conversation import Conversation, Message, make_conversation
-from luthier.evaluate.instructions import follows
-from luthier.evaluate.metrics import perplexity
-from luthier.evaluate.refusal import declines
+from luthier.evaluate.metrics.likelihood import perplexity
+from luthier.evaluate.metrics.refusal import declines
+from luthier.evaluate.suites.instructions import follows
 from luthier.metric import MeanMetric, Metric, Sample, SumMetric
 from luthier.suites import FORMS
 

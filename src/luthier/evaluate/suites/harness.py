@@ -12,7 +12,7 @@ from typing import Any
 
 from luthier.conversation import Message, make_conversation
 from luthier.errors import DataError, first_line
-from luthier.evaluate.suite import Item, Suite, Text, form_metrics
+from luthier.evaluate.suites.suite import Item, Suite, Text, form_metrics
 from luthier.settings import SuiteUse
 
 

@@ -1,4 +1,4 @@
-"""Metrics of an answer's form: a pattern, JSON, a JSON schema, the script it is written in.
+"""Metrics of an answer's form: a pattern, JSON, a JSON schema, its script, its length, whether it loops.
 
 Form is what a program that reads the answer relies on; none of these metrics tells whether what the form holds is
 true. Calls of tools are in `calls.py`. Knows no model; JSON is read as RFC 8259 writes it, so NaN and a Markdown fence
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import EvaluationError
-from luthier.evaluate.text import script
-from luthier.metric import MeanMetric, Metric, Sample
+from luthier.evaluate.metrics.text import script, words
+from luthier.metric import MeanMetric, Metric, Sample, lower_is_better
 
 
 def read_json(text: str) -> Any:
@@ -102,3 +102,24 @@ def language_kept(sample: Sample) -> bool | None:
     """
     expected = script(sample.reference) if sample.prompt else None
     return None if expected is None else script(sample.answer) == expected
+
+
+def answer_length(sample: Sample) -> int | None:
+    """Words in the answer (see `text.words`), mean over samples. Not a quality: "higher is better" means nothing here.
+
+    Tells whether a gain elsewhere came with longer or shorter answers, which judges, and ROUGE's recall, favour.
+    """
+    return len(words(sample.answer)) if sample.prompt else None
+
+
+@lower_is_better
+def repetition(sample: Sample) -> float | None:
+    """Share of the answer's runs of four words that it has said before (seq-rep-4, Welleck et al. 2020), mean.
+
+    Finds a model that loops. Does not see repetition in other words, and an answer of under four words has none.
+    """
+    if not sample.prompt:
+        return None
+    said = words(sample.answer)
+    runs = [tuple(said[i : i + 4]) for i in range(len(said) - 3)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0

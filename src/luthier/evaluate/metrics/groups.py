@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from luthier.errors import EvaluationError
-from luthier.evaluate.build import build
+from luthier.evaluate.metrics.build import build
 from luthier.metric import Floats, Metric, Sample, SumMetric
 from luthier.settings import Use
 

@@ -1,77 +1,18 @@
-"""The built-in metrics: score functions of one sample, and factories of metrics that are functions of sums.
+"""Answers against references: the same answer, shared words, shared characters, edits.
 
-BLEU, chrF and TER are reported from 0 to 100, as their users know them; everything else from 0 to 1, or in its own
-unit. Metrics of generated answers apply where something was asked (`Sample.prompt`), never to plain text. Those of
-labels are in `labels.py`, of the answer's form in `form.py`, `calls.py` and `refusal.py`, of its meaning in
-`meaning.py`; docs/metrics.md lists all. How a recipe names one, own metrics included, is `build.py`'s affair.
+Equal to the field's own programs (SQuAD's evaluation, rouge-score, sacrebleu) to 1e-6, which tests hold.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 
-from luthier.evaluate.text import squad, squad_tokens, words
-from luthier.metric import Floats, Metric, Sample, SumMetric, lower_is_better
-from luthier.records import Task
-from luthier.settings import Use
-
-
-def default_metrics(task: Task) -> tuple[Use, ...]:
-    """What is measured when the recipe names no metric."""
-    names = {
-        "classification": "accuracy balanced_accuracy precision recall f1 label_skill invalid_label "
-        "choice_accuracy choice_balanced_accuracy choice_f1 choice_skill label_nll brier ece perplexity",
-        "answer": "perplexity exact_match token_f1 rouge1 rouge2 rougeL bleu chrf",
-        "dialogue": "perplexity exact_match token_f1 rouge1 rouge2 rougeL bleu chrf",
-        "text": "perplexity bits_per_byte",
-    }[task]
-    return tuple(Use(use=name) for name in names.split())
-
-
-# -- from the model's probabilities -------------------------------------------------------------------------------
-
-
-def perplexity() -> Metric:
-    """exp(nats / tokens) over all learned tokens (Jelinek et al. 1977): total over total, no mean of means.
-
-    Tells how well the model predicts the references. Says nothing of what it would write itself, and compares only
-    models with the same tokenizer: for others, `bits_per_byte`.
-    """
-
-    def stats(sample: Sample) -> tuple[float, float] | None:
-        return (sample.nats, sample.n_tokens) if sample.n_tokens else None
-
-    def combine(sums: Floats) -> Floats:
-        with np.errstate(over="ignore"):
-            return np.asarray(np.exp(_ratio(sums)))
-
-    return SumMetric("perplexity", stats, combine, higher_is_better=False)
-
-
-def bits_per_byte() -> Metric:
-    """Negative log2-likelihood per UTF-8 byte of the learned text (Gao et al. 2020, The Pile, section 3.1).
-
-    The size to which the model would compress the text. Compares models with different tokenizers, not texts in
-    different scripts: a Cyrillic letter is two bytes.
-    """
-
-    def stats(sample: Sample) -> tuple[float, float] | None:
-        return (sample.nats, sample.n_bytes) if sample.n_bytes else None
-
-    return SumMetric("bits_per_byte", stats, lambda sums: _ratio(sums) / math.log(2), higher_is_better=False)
-
-
-def _ratio(sums: Floats) -> Floats:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(sums[..., 0] / sums[..., 1])
-
-
-# -- answers against references -----------------------------------------------------------------------------------
+from luthier.evaluate.metrics.text import squad, squad_tokens, words
+from luthier.metric import Floats, Metric, Sample, SumMetric, ratio
 
 
 def exact_match(sample: Sample) -> bool | None:
@@ -230,30 +171,6 @@ def ter() -> Metric:
 
     def combine(sums: Floats) -> Floats:
         edits, length = sums[..., 0], sums[..., 1]
-        return np.where(length > 0, 100 * _ratio(sums), np.where(edits > 0, 100.0, 0.0))
+        return np.where(length > 0, 100 * ratio(sums), np.where(edits > 0, 100.0, 0.0))
 
     return SumMetric("ter", stats, combine, higher_is_better=False)
-
-
-# -- answers alone ------------------------------------------------------------------------------------------------
-
-
-def answer_length(sample: Sample) -> int | None:
-    """Words in the answer (see `text.words`), mean over samples. Not a quality: "higher is better" means nothing here.
-
-    Tells whether a gain elsewhere came with longer or shorter answers, which judges, and ROUGE's recall, favour.
-    """
-    return len(words(sample.answer)) if sample.prompt else None
-
-
-@lower_is_better
-def repetition(sample: Sample) -> float | None:
-    """Share of the answer's runs of four words that it has said before (seq-rep-4, Welleck et al. 2020), mean.
-
-    Finds a model that loops. Does not see repetition in other words, and an answer of under four words has none.
-    """
-    if not sample.prompt:
-        return None
-    said = words(sample.answer)
-    runs = [tuple(said[i : i + 4]) for i in range(len(said) - 3)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from luthier.conversation import Conversation, Message, make_conversation
-from luthier.evaluate.suite import Item, Suite, form_metrics
+from luthier.evaluate.suites.suite import Item, Suite, form_metrics
 from luthier.settings import SuiteUse
 
 DEFAULT_LIMIT = 50

@@ -15,8 +15,8 @@ import numpy as np
 
 from luthier.conversation import Conversation, Message, make_conversation
 from luthier.errors import DataError, EvaluationError, Problem, printable
-from luthier.evaluate.instructions import follows
-from luthier.evaluate.suite import LESS, MORE, Item, Suite, Text, form_metrics
+from luthier.evaluate.suites.instructions import follows
+from luthier.evaluate.suites.suite import LESS, MORE, Item, Suite, Text, form_metrics
 from luthier.settings import SuiteUse
 
 

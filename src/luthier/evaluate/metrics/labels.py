@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from luthier.errors import EvaluationError, printable
-from luthier.evaluate.text import read_label
+from luthier.evaluate.metrics.text import read_label
 from luthier.metric import Floats, Metric, Sample, SumMetric, lower_is_better
 from luthier.records import ReliabilityBin
 from luthier.stats import wilson

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from typing import Any, Literal, NamedTuple
 
-from luthier.evaluate.form import read_json
+from luthier.evaluate.metrics.form import read_json
 from luthier.metric import MeanMetric, Metric, Sample
 
 Part = Literal["name", "arguments", "all"]

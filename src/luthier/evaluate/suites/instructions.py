@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from luthier.errors import EvaluationError, Problem, did_you_mean, printable
-from luthier.evaluate.form import read_json
-from luthier.evaluate.text import read_label
+from luthier.evaluate.metrics.form import read_json
+from luthier.evaluate.metrics.text import read_label
 
 _BULLET = re.compile(r"\s*[-*•]\s+\S")
 _SENTENCE_END = re.compile(r"[.!?]+[\"'”’)]*(?=\s|$)")

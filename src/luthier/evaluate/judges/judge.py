@@ -27,8 +27,8 @@ import numpy as np
 from luthier import chat as chats
 from luthier.chat import Chat, Reply
 from luthier.errors import EvaluationError, printable
-from luthier.evaluate.preference import MIN_VOTES, Outcome, corrected, length_controlled, win_rate
-from luthier.evaluate.questions import CLOSING, REMINDER, By, Question, make_question, prompt
+from luthier.evaluate.judges.preference import MIN_VOTES, Outcome, corrected, length_controlled, win_rate
+from luthier.evaluate.judges.questions import CLOSING, REMINDER, By, Question, make_question, prompt
 from luthier.files import locked, write_atomically
 from luthier.metric import MeanMetric, Metric, Sample
 from luthier.progress import Reporter

@@ -1,0 +1,1 @@
+"""Language models as judges: what they are asked, what their verdicts say, and how votes of people correct them."""

@@ -1,0 +1,1 @@
+"""Suites of questions besides the test set: their one shape, and where questions come from."""
