@@ -20,10 +20,11 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.chat import MAX_REPLY_BYTES, TRIES, Reply, _retry_after, choosing, endpoint, local, model_name, scripted
+from luthier.chat import Reply, choosing, endpoint, local, model_name, scripted
 from luthier.conversation import Message
 from luthier.encode import Encoder
 from luthier.errors import ModelError
+from luthier.http import MAX_REPLY_BYTES, TRIES, _retry_after
 from luthier.models import find_base, load_model, load_tokenizer
 
 Answer = Callable[["Asked"], None]

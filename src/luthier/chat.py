@@ -7,34 +7,20 @@ still answer differently from day to day. This module knows nothing of what is a
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import threading
-import time
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cache, partial
-from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.error import HTTPError
 
 from luthier.conversation import Message, make_conversation
-from luthier.errors import DataError, ModelError, first_line, printable
+from luthier.errors import DataError
+from luthier.http import Endpoint, Failed, key_in, parse, post_all
 
 if TYPE_CHECKING:
     from luthier.decoder import Decoder
     from luthier.encode import Encoder
     from luthier.models import Base
 
-TRIES = 5
-LONGEST_WAIT_S = 120.0
-"""A server that asks to wait longer is not waited for."""
-MAX_REPLY_BYTES = 4 << 20
 TOKENS_AT_ONCE = 2048
 """Distinct tokens in one forward pass over options."""
 
@@ -185,110 +171,30 @@ def endpoint(
     at_once: int = 4,
     first_wait_s: float = 1.0,
 ) -> Chat:
-    """Any server that answers OpenAI's `POST /chat/completions`.
-
-    Busy servers (429), failing ones (408, 5xx), lost connections, silence for `timeout_s` and replies that are no
-    chat completion are tried TRIES times, each time at the next of the `urls`, after a wait that doubles from
-    `first_wait_s` or is what `Retry-After` says. Everything else is said at once. Redirects are not followed: they
-    would take the key to another host.
+    """Any server that answers OpenAI's `POST /chat/completions`, tried as `http.py` says.
 
     Raises ModelError LU-M006 where the environment variable `key_env` holds no key.
     """
-    headers = {"Content-Type": "application/json", "User-Agent": "luthier"}
-    key = _key(key_env) if key_env else ""
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
-    opener = urllib.request.build_opener(_NoRedirect)
-
-    def ask(i: int, messages: Sequence[Message], stop: threading.Event) -> Reply:
-        said = [{"role": m.role, "content": m.content} for m in messages]
-        settings = {"model": model, "messages": said, "temperature": 0, "seed": seed, "max_tokens": max_new_tokens}
-        body = json.dumps(settings).encode()
-        for attempt in range(TRIES):
-            url = f"{urls[(i + attempt) % len(urls)].rstrip('/')}/chat/completions"
-            try:
-                return _read(_post(opener, urllib.request.Request(url, body, headers), timeout_s))
-            except _Failed as failed:
-                failure, wait_s = failed, failed.wait_s
-            except (OSError, HTTPException, ValueError) as error:  # ValueError: a host that is no name
-                failure, wait_s = _Failed(f"{type(error).__name__}: {first_line(error)}", again=True), None
-            if wait_s is None:  # spread, so that those turned away together do not come back together
-                wait_s = first_wait_s * 2**attempt * random.Random(f"{i} {attempt}").uniform(0.5, 1.0)
-            if not failure.again or wait_s > LONGEST_WAIT_S or attempt == TRIES - 1 or stop.wait(wait_s):
-                break
-        words = f"{failure} (tried {attempt + 1} times)" if attempt else str(failure)
-        return Reply("", words.replace(key, "***") if key else words)
+    to = Endpoint(tuple(urls), key_in(key_env), timeout_s, at_once, first_wait_s)
+    settings = {"model": model, "temperature": 0, "seed": seed, "max_tokens": max_new_tokens}
 
     def chat(conversations: Sequence[Sequence[Message]]) -> list[Reply]:
-        stop, pool = threading.Event(), ThreadPoolExecutor(at_once * len(urls))
-        try:
-            return list(pool.map(partial(ask, stop=stop), range(len(conversations)), conversations))
-        finally:  # an interrupt must not wait for all that is left to ask
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+        bodies = [
+            {**settings, "messages": [{"role": m.role, "content": m.content} for m in messages]}
+            for messages in conversations
+        ]
+        found = dict(post_all(to, "chat/completions", bodies, _read))
+        replies = [found[number] for number in range(len(bodies))]
+        return [Reply("", str(reply)) if isinstance(reply, Failed) else reply for reply in replies]
 
     return chat
 
 
-class _Failed(Exception):
-    def __init__(self, words: str, *, again: bool, wait_s: float | None = None) -> None:
-        super().__init__(words)
-        self.again, self.wait_s = again, wait_s
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any) -> None:
-        return None
-
-
-def _key(key_env: str) -> str:
-    key = os.environ.get(key_env, "").strip()
-    if not key or not key.isascii() or not key.isprintable():  # http.client would show a key that it cannot send
-        found = "the environment variable holds no key" if key_env in os.environ else "is not set in the environment"
-        raise ModelError.of("LU-M006", key_env, found, f"export {key_env}=... before the run")
-    return key
-
-
-def _post(opener: urllib.request.OpenerDirector, request: urllib.request.Request, timeout_s: float) -> bytes:
-    """Raises _Failed for what the server refused, OSError and HTTPException for what did not arrive."""
-    deadline, content = time.monotonic() + timeout_s, b""
-    try:
-        with opener.open(request, timeout=timeout_s) as response:
-            while piece := response.read1(1 << 16):
-                content += piece
-                if len(content) > MAX_REPLY_BYTES:
-                    raise _Failed(f"the reply is over {MAX_REPLY_BYTES} bytes", again=False)
-                if time.monotonic() > deadline:  # the opener's limit is on each piece, and pieces may trickle
-                    raise TimeoutError(f"the reply was not whole after {timeout_s:g} s")
-    except HTTPError as error:
-        with error:
-            said = printable(error.read(1000).decode(errors="replace").strip(), 200)
-        again = error.code in (408, 429) or error.code >= 500
-        words = f"HTTP {error.code} {error.reason}: {said}".removesuffix(": ")
-        raise _Failed(words, again=again, wait_s=_retry_after(error.headers.get("Retry-After"))) from None
-    return content
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds, of a number of seconds or an HTTP date; None where it is neither."""
-    if value is None:
-        return None
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        at = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
-
-
 def _read(content: bytes) -> Reply:
-    try:
-        data = json.loads(content)
-        text, model = data["choices"][0]["message"]["content"], data.get("model") or ""
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        shown = printable(content[:200].decode(errors="replace"), 100)
-        raise _Failed(f"the reply is no chat completion: {shown}", again=True) from None
+    def pick(data: Any) -> tuple[Any, str]:
+        return data["choices"][0]["message"]["content"], str(data.get("model") or "")
+
+    text, model = parse(content, "chat completion", pick)
     if not isinstance(text, str):
-        raise _Failed("the reply holds no text", again=False)
-    return Reply(text, model=str(model))
+        raise Failed("the reply holds no text")
+    return Reply(text, model=model)

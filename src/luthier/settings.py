@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from luthier.conversation import Side
 from luthier.errors import did_you_mean
@@ -205,6 +205,21 @@ def _or_rather(name: str, known: Iterable[str]) -> str:
     return f" ({advice})" if advice else ""
 
 
+Urls = Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
+
+
+def _check_urls(urls: Iterable[str], key_env: str | None) -> None:
+    """Called for a section as a whole, because an error of a field shows what was found: maybe a secret."""
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError("a url is http:// or https:// with a host, e.g. http://127.0.0.1:8000/v1")
+        if parts.username is not None or parts.query or parts.fragment:
+            raise ValueError("a url holds no user, password or query; `key_env` names where the key is")
+    if key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key_env):
+        raise ValueError("`key_env` is the name of an environment variable, not the key itself")
+
+
 class Judge(Section):
     """A language model that grades answers, or says which of two is better; a metric under its name."""
 
@@ -222,7 +237,7 @@ class Judge(Section):
     """What makes an answer the better one of two."""
     model: str
     """With `url`, the model's name there; else a base model as in `model.base`, run on this machine."""
-    url: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    url: Urls = ()
     """Where an OpenAI-compatible server answers, up to and with `/v1`; several share the work."""
     key_env: str | None = None
     """The environment variable that holds the key of the url; the key itself belongs in no recipe."""
@@ -237,22 +252,9 @@ class Judge(Section):
     at_once: Count = 4
     """Requests in flight for each url."""
 
-    @field_validator("url", mode="before")
-    @classmethod
-    def _one_url(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
     @model_validator(mode="after")
     def _leads_somewhere(self) -> Judge:
-        """Checked here and not field by field, because an error of a field shows what was found: maybe a secret."""
-        for url in self.url:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-                raise ValueError("a url is http:// or https:// with a host, e.g. http://127.0.0.1:8000/v1")
-            if parts.username is not None or parts.query or parts.fragment:
-                raise ValueError("a url holds no user, password or query; `key_env` names where the key is")
-        if self.key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_env):
-            raise ValueError("`key_env` is the name of an environment variable, not the key itself")
+        _check_urls(self.url, self.key_env)
         return self
 
     @model_validator(mode="after")
@@ -281,6 +283,26 @@ class Judge(Section):
         return (self.name, f"{self.name}_length_controlled", *([f"{self.name}_corrected"] if voted else []))
 
 
+class Servers(Section):
+    """OpenAI-compatible servers that write the answers of base and tuned model; likelihoods stay on this machine."""
+
+    url: Annotated[Urls, Field(min_length=1)]
+    """Where they answer, up to and with `/v1`; several share the work, and stand in for each other."""
+    model: str
+    """The base model's name there. The tuned one is loaded as an adapter beside it."""
+    key_env: str | None = None
+    """The environment variable that holds the key of the url; the key itself belongs in no recipe."""
+    timeout_s: Positive = 60.0
+    """How long one try may take until the answer is whole."""
+    at_once: Count = 32
+    """Requests in flight for each url: such servers are quick with many at a time."""
+
+    @model_validator(mode="after")
+    def _leads_somewhere(self) -> Servers:
+        _check_urls(self.url, self.key_env)
+        return self
+
+
 class Evaluate(Section):
     metrics: Annotated[tuple[Use, ...], Field(strict=False)] = ()
     """Empty: chosen from the task."""
@@ -294,6 +316,8 @@ class Evaluate(Section):
     """Answers to the test set are drawn at it; 0: the likeliest token each time."""
     draws: Count = 1
     """Answers to each test prompt, at a temperature above 0; the intervals take them as one prompt's."""
+    servers: Servers | None = None
+    """None: the answers are written on this machine."""
     cluster_by: str | None = None
     """Tag whose values are the independent units of the intervals; None: the family."""
     probe_documents: Count | None = None
@@ -367,6 +391,12 @@ class Recipe(Section):
                 raise ValueError(
                     f"release rule in slices {sorted(unknown)}, but data.slices has {list(self.data.slices)}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _servers_can_load_what_is_trained(self) -> Recipe:
+        if self.evaluate.servers and not isinstance(self.model.adapt, Lora):
+            raise ValueError("evaluate.servers load the tuned model as a LoRA adapter: use one, or evaluate without")
         return self
 
 

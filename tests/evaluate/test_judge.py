@@ -286,7 +286,7 @@ def test_a_judge_that_times_out_is_counted_and_its_word_asked_for_later(
     import socket
 
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr("luthier.chat.TRIES", 1)
+    monkeypatch.setattr("luthier.http.TRIES", 1)
     with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
         pair, settings = both(4), {"by": None, "url": url, "timeout_s": 0.1, "at_once": 8}

@@ -309,7 +309,7 @@ def test_what_the_change_does_not_touch_is_not_asked() -> None:
 def test_the_recipes_of_the_page_load(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     rest = {"name": "r", "data": {"sources": [{"path": "x.jsonl"}]}}
     for block in blocks:
         tree = {

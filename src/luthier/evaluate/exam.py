@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from luthier.conversation import Conversation
 from luthier.decoder import Decoder, score_all
@@ -16,7 +17,7 @@ from luthier.evaluate.suites.suite import Item, Suite, Text
 from luthier.generate import drawn, generate, greedy
 from luthier.machine import versions
 from luthier.metric import Sample
-from luthier.progress import Reporter
+from luthier.progress import Advance, Reporter
 
 TEST = "test"
 
@@ -28,6 +29,40 @@ class Drawing:
     temperature: float = 0.0
     draws: int = 1
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Prompts to be answered, and how; one that is drawn several times stands there as often."""
+
+    prompts: Sequence[Sequence[int]]
+    max_new_tokens: int
+    end_ids: frozenset[int]
+    drawing: Drawing
+    tokenizer: Any
+
+    def text(self, ids: Sequence[int]) -> str:
+        """An answer, of the ids before its end."""
+        written: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return written.strip()
+
+
+Write = Callable[[Decoder, Asked, Advance], list[str]]
+"""The answers of the model to all prompts, in order."""
+
+
+def write_here(decoder: Decoder, asked: Asked, advance: Advance) -> list[str]:
+    """The answers of the model on this machine."""
+    how = asked.drawing
+    written = generate(
+        decoder,
+        asked.prompts,
+        max_new_tokens=asked.max_new_tokens,
+        end_ids=asked.end_ids,
+        advance=advance,
+        choose=drawn(how.temperature, how.seed) if how.temperature else greedy,
+    )
+    return [asked.text(ids) for ids in written]
 
 
 class Exam:
@@ -56,23 +91,27 @@ class Exam:
         self._drawing = drawing or Drawing()
         self._end_ids = _end_ids(encoder, tests) if self._asked else set()
 
-    def key(self, model: str) -> str:
-        """Hash of all that decides the answers of the model with this fingerprint."""
+    def key(self, model: str, writer: str = "") -> str:
+        """Hash of all that decides the answers of the model with this fingerprint.
+
+        `writer`: the model's name at the servers that write them.
+        """
         of = [(item.conversation, list(item.choices)) for item in self.suite.items]
         asked = [[c.id, c.source, c.family, c.tags, choices] for c, choices in of]
         ids = [[e.ids for e in self._scored], self._prompts, [[e.ids for e in c] for c in self._choices]]
         packages = versions(("luthier", "torch", "transformers"))
         how = [sorted(self._end_ids), self._max_new_tokens, asdict(self._drawing)] if self._prompts else []
+        how += [writer] if writer and self._prompts else []
         what = [model, asked, ids, how, packages]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
-    def take(self, decoder: Decoder, name: str, report: Reporter) -> list[Sample]:
+    def take(self, decoder: Decoder, name: str, report: Reporter, write: Write = write_here) -> list[Sample]:
         """The model's answers, and its likelihood of the references and of the choices.
 
         One sample an item, or as many as answers were drawn: `ID #2` is the second of an item.
         """
         items, shown = self.suite.items, f"{name}: {self.suite.name}"
-        answers = self._written(decoder, f"{shown}, answers", report) if self._prompts else {}
+        answers = self._written(decoder, f"{shown}, answers", report, write) if self._prompts else {}
         nats = self._nats(decoder, self._scored, f"{shown}, likelihood", report) or [0.0] * len(items)
         flat = [e for choices in self._choices for e in choices]
         of_choices = iter(self._nats(decoder, flat, f"{shown}, choices", report))
@@ -84,19 +123,12 @@ class Exam:
                 found.append(made if k == 1 else replace(made, id=f"{made.id} #{k}"))
         return found
 
-    def _written(self, decoder: Decoder, name: str, report: Reporter) -> dict[int, list[str]]:
+    def _written(self, decoder: Decoder, name: str, report: Reporter, write: Write) -> dict[int, list[str]]:
         """Item -> its answers, one of each draw."""
-        how = self._drawing
-        with report.bar(name, how.draws * len(self._prompts)) as advance:
-            written = generate(
-                decoder,
-                self._prompts * how.draws,
-                max_new_tokens=self._max_new_tokens,
-                end_ids=self._end_ids,
-                advance=advance,
-                choose=drawn(how.temperature, how.seed) if how.temperature else greedy,
-            )
-        texts = [self._tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written]
+        prompts = self._prompts * self._drawing.draws
+        asked = Asked(prompts, self._max_new_tokens, frozenset(self._end_ids), self._drawing, self._tokenizer)
+        with report.bar(name, len(prompts)) as advance:
+            texts = write(decoder, asked, advance)
         return {n: texts[at :: len(self._prompts)] for at, n in enumerate(self._asked)}
 
     def _learned(self, n: int) -> int:

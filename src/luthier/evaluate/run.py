@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from luthier.errors import DataError, RunError
 from luthier.evaluate.clean import contaminated
 from luthier.evaluate.compare import Answers, compare_models, judged
 from luthier.evaluate.coverage import coverage
-from luthier.evaluate.exam import TEST, Drawing, Exam, dump_samples, load_answers, sample_of
+from luthier.evaluate.exam import TEST, Drawing, Exam, Write, dump_samples, load_answers, sample_of, write_here
 from luthier.evaluate.fluency import Reader
 from luthier.evaluate.judges.judge import Votes, judge_answers, open_judge
 from luthier.evaluate.metrics import default_metrics
 from luthier.evaluate.metrics.build import build
 from luthier.evaluate.rules import check_names, check_rules, check_values
+from luthier.evaluate.servers import about, connect, writing
 from luthier.evaluate.suites.changed import CHANGES, from_tests
 from luthier.evaluate.suites.files import from_file
 from luthier.evaluate.suites.general import probe_documents
@@ -34,8 +36,17 @@ from luthier.metric import Metric, Sample
 from luthier.models import Base, load_model, load_tokenizer
 from luthier.progress import Quiet, Reporter
 from luthier.records import AuditReport, EvalReport, Judged
-from luthier.settings import Recipe, SuiteUse
+from luthier.settings import Recipe, Servers, SuiteUse
 from luthier.store import folder_hash
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    name: str
+    fingerprint: str
+    load: Callable[[], nn.Module]
+    adapter: Path | None = None
+    """What servers load of the tuned model."""
 
 
 def evaluate(
@@ -66,6 +77,7 @@ def evaluate(
     Raises:
         DataError: LU-D070, the test side is empty; LU-D071 to LU-D074, a suite cannot be asked.
         EvaluationError: A metric or a rule cannot be measured.
+        ModelError: LU-M006 to LU-M009, servers do not answer.
     """
     report = report or Quiet()
     audit = AuditReport.read(prepared / "audit.json")
@@ -83,17 +95,23 @@ def evaluate(
     )
     test = Suite(TEST, labelled(conversations, audit.labels), metrics, scored=True, written=True)
     exams = [_exam(suite, encoder, conversations, recipe) for suite in (test, *suites)]
-    models = {
-        "base": (base.fingerprint, lambda: load_model(base)),
-        "tuned": (f"{base.fingerprint} {folder_hash(trained)}", lambda: load_merged(load_model(base), trained)),
-    }
-    taken = {}
-    for name, (fingerprint, load) in models.items():
-        write_atomically(out / f"{name}.jsonl", _answers(exams, fingerprint, load, name, answers, report))
-        shown = Path(base.name).name if name == "base" else name
-        taken[name] = load_answers(shown, out / f"{name}.jsonl", recipe.evaluate.cluster_by)
+    models = [
+        _Model("base", base.fingerprint, lambda: load_model(base)),
+        _Model(
+            "tuned",
+            f"{base.fingerprint} {folder_hash(trained)}",
+            lambda: load_merged(load_model(base), trained),
+            trained,
+        ),
+    ]
+    taken, servers = {}, recipe.evaluate.servers
+    for model in models:
+        write_atomically(out / f"{model.name}.jsonl", _answers(exams, model, servers, answers, report))
+        more += about(servers, model.fingerprint, answers, model.name) if servers else []
+        shown = Path(base.name).name if model.name == "base" else model.name
+        taken[model.name] = load_answers(shown, out / f"{model.name}.jsonl", recipe.evaluate.cluster_by)
     if "fluency" in _names(metrics):
-        reader = Reader(base.fingerprint, models["base"][1], encoder, recipe.train.tokens_per_micro_batch, answers)
+        reader = Reader(base.fingerprint, models[0].load, encoder, recipe.train.tokens_per_micro_batch, answers)
         taken = {name: replace(of, samples=reader(of.samples, report)) for name, of in taken.items()}
     both = taken["tuned"], taken["base"]
     samples = [of.samples for of in both]
@@ -134,6 +152,8 @@ def foresee(recipe: Recipe, prepared: Path, base: Base, folder: Path, *, voted: 
     suites, _ = _suites(recipe, conversations, folder, chats=_chats(load_tokenizer(base)))
     for judge in recipe.evaluate.judges:
         open_judge(judge, folder, recipe.seed)
+    if recipe.evaluate.servers:
+        connect(recipe.evaluate.servers)
     check_names(metrics, suites)
     check_rules(
         recipe.release.rules, [*_names(metrics), *_judged(recipe, voted)], suites, [c.tags for c in conversations]
@@ -197,23 +217,30 @@ def _exam(suite: Suite, encoder: Encoder, tests: Sequence[Conversation], recipe:
     )
 
 
-def _answers(
-    exams: Sequence[Exam], model: str, load: Callable[[], nn.Module], name: str, kept: Path, report: Reporter
-) -> bytes:
+def _answers(exams: Sequence[Exam], model: _Model, servers: Servers | None, kept: Path, report: Reporter) -> bytes:
     """What one model answers in every exam; the model is loaded only where an answer is not `kept` from before."""
     decoder, found, known = None, [], 0
-    for exam in exams:
-        path = kept / f"{exam.key(model)}.jsonl"
-        if path.is_file():
-            known += 1
-        else:
-            decoder = decoder or Decoder(load())
-            write_atomically(path, dump_samples(exam.take(decoder, name, report), exam.suite.name))
-        found.append(path.read_bytes())
+    with _writing(model, servers, kept, report) as write:
+        for exam in exams:
+            path = kept / f"{exam.key(model.fingerprint, servers.model if servers else '')}.jsonl"
+            if path.is_file():
+                known += 1
+            else:
+                decoder = decoder or Decoder(model.load())
+                write_atomically(path, dump_samples(exam.take(decoder, model.name, report, write), exam.suite.name))
+            found.append(path.read_bytes())
     if known:
         part = "" if known == len(exams) else f" to {known} of {len(exams)} sets of questions"
-        report.say(f"{name}: answers known from an earlier run{part}")
+        report.say(f"{model.name}: answers known from an earlier run{part}")
     return b"".join(found)
+
+
+def _writing(
+    model: _Model, servers: Servers | None, kept: Path, report: Reporter
+) -> contextlib.AbstractContextManager[Write]:
+    if servers is None:
+        return contextlib.nullcontext(write_here)
+    return writing(servers, model.fingerprint, model.adapter, kept, model.name, report)
 
 
 def _test_side(recipe: Recipe, prepared: Path) -> tuple[list[Conversation], list[str]]:
