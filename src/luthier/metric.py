@@ -35,6 +35,8 @@ class Sample:
     tags: Mapping[str, Any] = field(default_factory=dict)
     choices: Mapping[str, float] | None = None
     """Of a label task: nats of each label as the whole answer, its end of turn included."""
+    cut: bool = False
+    """Whether the answer had not ended after the most tokens that it may have."""
     read: tuple[float, int] | None = None
     """Nats and tokens of the answer under the base model, as a text by itself; None where nobody asked."""
 

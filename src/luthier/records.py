@@ -149,6 +149,8 @@ class Judged(Record):
     """Metric -> (baseline, tuned), each alone."""
     cluster: str | None = None
     """Samples that share it are not independent; None: this one shares with none."""
+    cut: tuple[bool, bool] = (False, False)
+    """Whether the answer of (baseline, tuned) had not ended after the most tokens that it may have."""
 
 
 class DiscoveredSlice(Record):

@@ -87,7 +87,9 @@ class ModelServer:
             with self._lock:
                 ids = self._complete(body)
             text = self.tokenizer.decode(ids, skip_special_tokens=self.stops)
-            choice = {"index": 0, "text": text, **({"token_ids": ids} if self.tells_ids else {})}
+            ended = ids[-1:] in [[end] for end in body["stop_token_ids"]]
+            choice = {"index": 0, "text": text, "finish_reason": "stop" if ended else "length"}
+            choice |= {"token_ids": ids} if self.tells_ids else {}
             request.send(200, {"model": body["model"], "choices": [choice]})
         elif request.path == "load_lora_adapter" and self.loads_adapters:
             if body["lora_name"] in self.models:

@@ -121,6 +121,24 @@ def test_the_families_decide_the_key_because_intervals_count_them(tiny: Path) ->
     assert exam(tiny, asked, LABELS).key("m") != exam(tiny, together, LABELS).key("m")
 
 
+def test_an_answer_that_had_no_room_to_end_is_cut_off(tiny: Path, decoder: Decoder) -> None:
+    encoder = Encoder(load_tokenizer(find_base(str(tiny))))
+    suite = Suite("test", labelled(conversations(), ()), [], scored=True, written=True)
+    exam = Exam(suite, encoder, tests=conversations(), max_new_tokens=3, tokens_at_once=4096)
+    found = exam.take(decoder, "base", Quiet())
+    first = decoder_answer(decoder, encoder, conversations()[0])
+    exam._end_ids = {first}
+    ended = exam.take(decoder, "base", Quiet())
+    assert all(s.cut for s in found) and not ended[0].cut and ended[0].answer == ""
+
+
+def decoder_answer(decoder: Decoder, encoder: Encoder, conversation: Conversation) -> int:
+    """The first token that the model answers with."""
+    ids = torch.tensor([encoder.prompt(conversation.prompt)])
+    with torch.no_grad():
+        return int(decoder.model(ids).logits[0, -1].argmax())
+
+
 def test_several_drawn_answers_are_samples_of_one_cluster(tiny: Path, decoder: Decoder) -> None:
     text = make_conversation([Message(role="text", content="Nothing is asked.")], "x.jsonl:9")
     suite = Suite("test", labelled([*conversations(), text], ()), [], scored=True, written=True)

@@ -149,7 +149,7 @@ def bench(tiny: Path, adapter: Path, tmp_path: Path) -> Callable[..., Bench]:
 def early_end(bench: Any) -> int:
     """A token that some of the answers hold, not first, so that they are shorter where it ends them."""
     tuned = bench()
-    ids = [tuned.asked.tokenizer(text)["input_ids"] for text in tuned.here()]
+    ids = [tuned.asked.tokenizer(text)["input_ids"] for text, _ in tuned.here()]
     return next(id_ for answer in ids for id_ in answer[3:] if sum(id_ in other[2:] for other in ids) > 1)
 
 
@@ -237,7 +237,7 @@ def test_what_a_server_writes_past_the_end_is_cut(serve: Serve, bench: Any, earl
     server, ours = serve(), bench(ends={early_end})
     server.stops = False
     assert ours.there(server.url) == ours.here()
-    assert servers._text(bench().asked, " Yes.<|im_end|>\n<|im_start|>user") == "Yes."
+    assert servers._answer(bench().asked, (" Yes.<|im_end|>\n<|im_start|>user", True)) == ("Yes.", False)
 
 
 def test_a_server_that_tells_text_only(serve: Serve, bench: Any) -> None:

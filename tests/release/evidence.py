@@ -443,7 +443,7 @@ def faulty() -> tuple[Judged, ...]:
         "unchanged": ("I do not know that one.", "I do not know  that one."),
     }
     return tuple(
-        Judged(id=name, prompt="How much?", reference=reference, baseline=base, tuned=tuned)
+        Judged(id=name, prompt="How?", reference=reference, baseline=base, tuned=tuned, cut=(False, name == "longer"))
         for name, (base, tuned) in answers.items()
     )
 

@@ -50,7 +50,15 @@ def test_words_of_any_script():
 
 def test_one_of_each_is_counted_once():
     kinds = {k.name: k for k in kinds_of_failure(evaluation(samples=faulty()))}
-    assert list(kinds) == ["empty", "repetition", "much longer", "much shorter", "another script", "unchanged"]
+    assert list(kinds) == [
+        "empty",
+        "repetition",
+        "much longer",
+        "much shorter",
+        "another script",
+        "cut off",
+        "unchanged",
+    ]
     assert all(k.tuned == 1 and k.n == 6 for k in kinds.values())
     assert all(k.baseline == 0 for name, k in kinds.items() if name != "unchanged")
     assert kinds["unchanged"].baseline is None
@@ -64,7 +72,7 @@ def test_a_reference_repeated_has_no_fault():
 def test_of_labels_the_counts_are_those_of_the_confusion():
     report = classified().evaluation
     kinds = {k.name: k for k in kinds_of_failure(report)}
-    assert list(kinds) == ["empty", "no label", "wrong label", "unchanged"]
+    assert list(kinds) == ["empty", "cut off", "no label", "wrong label", "unchanged"]
     for side in ("baseline", "tuned"):
         rows = report.confusion[side]
         none, wrong = getattr(kinds["no label"], side), getattr(kinds["wrong label"], side)

@@ -101,7 +101,7 @@ def test_kinds_of_failure_stand_on_the_page_with_their_rules():
     text = Page(section(report_html(measured()), "samples")).text
     for row in sections.failures(measured().evaluation):
         assert f"{row['kind'].name} {row['kind'].rule}" in text and row["shares"][1].replace("\xa0", " ") in text
-    assert "cut off at 128 tokens is not recorded" in text
+    assert "An answer may have 128 tokens." in text
 
 
 def test_the_most_frequent_wrong_label_is_named():

@@ -154,6 +154,7 @@ def judged(metrics: Sequence[Known], tuned: Sequence[Sample], baseline: Sequence
             tags=dict(ours.tags),
             scores={name: pairs[i] for name, pairs in scores.items()},
             cluster=ours.cluster,
+            cut=(theirs.cut, ours.cut),
         )
         for i, (ours, theirs) in enumerate(zip(tuned, baseline, strict=True))
     )

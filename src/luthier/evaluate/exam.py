@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from luthier.conversation import Conversation
 from luthier.decoder import Decoder, score_all
@@ -41,17 +41,22 @@ class Asked:
     drawing: Drawing
     tokenizer: Any
 
-    def text(self, ids: Sequence[int]) -> str:
-        """An answer, of the ids before its end."""
-        written: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return written.strip()
+    def answer(self, ids: Sequence[int]) -> Answer:
+        """Of the ids before its end."""
+        return Answer(self.tokenizer.decode(ids, skip_special_tokens=True).strip(), len(ids) >= self.max_new_tokens)
 
 
-Write = Callable[[Decoder, Asked, Advance], list[str]]
+class Answer(NamedTuple):
+    text: str
+    cut: bool = False
+    """Not ended within `max_new_tokens`."""
+
+
+Write = Callable[[Decoder, Asked, Advance], list[Answer]]
 """The answers of the model to all prompts, in order."""
 
 
-def write_here(decoder: Decoder, asked: Asked, advance: Advance) -> list[str]:
+def write_here(decoder: Decoder, asked: Asked, advance: Advance) -> list[Answer]:
     """The answers of the model on this machine."""
     how = asked.drawing
     written = generate(
@@ -62,7 +67,7 @@ def write_here(decoder: Decoder, asked: Asked, advance: Advance) -> list[str]:
         advance=advance,
         choose=drawn(how.temperature, how.seed) if how.temperature else greedy,
     )
-    return [asked.text(ids) for ids in written]
+    return [asked.answer(ids) for ids in written]
 
 
 class Exam:
@@ -118,18 +123,18 @@ class Exam:
         found = []
         for n, item in enumerate(items):
             choices = {name: next(of_choices) for name in item.choices} or None
-            for k, answer in enumerate(answers.get(n, [""]), 1):
+            for k, answer in enumerate(answers.get(n, [Answer("")]), 1):
                 made = sample_of(item, n_tokens=self._learned(n), nats=nats[n], answer=answer, choices=choices)
                 found.append(made if k == 1 else replace(made, id=f"{made.id} #{k}"))
         return found
 
-    def _written(self, decoder: Decoder, name: str, report: Reporter, write: Write) -> dict[int, list[str]]:
+    def _written(self, decoder: Decoder, name: str, report: Reporter, write: Write) -> dict[int, list[Answer]]:
         """Item -> its answers, one of each draw."""
         prompts = self._prompts * self._drawing.draws
         asked = Asked(prompts, self._max_new_tokens, frozenset(self._end_ids), self._drawing, self._tokenizer)
         with report.bar(name, len(prompts)) as advance:
-            texts = write(decoder, asked, advance)
-        return {n: texts[at :: len(self._prompts)] for at, n in enumerate(self._asked)}
+            answers = write(decoder, asked, advance)
+        return {n: answers[at :: len(self._prompts)] for at, n in enumerate(self._asked)}
 
     def _learned(self, n: int) -> int:
         """Learned tokens of an item: of its conversation, or else of its first choice."""
@@ -179,7 +184,7 @@ def _last_learned(encoded: Encoded) -> int:
     return max(t for t, learned in enumerate(encoded.learn) if learned)
 
 
-def sample_of(item: Item, *, n_tokens: int, nats: float, answer: str, choices: Mapping[str, float] | None) -> Sample:
+def sample_of(item: Item, *, n_tokens: int, nats: float, answer: Answer, choices: Mapping[str, float] | None) -> Sample:
     """An item with what one model made of it."""
     conversation = item.conversation
     return Sample(
@@ -187,10 +192,11 @@ def sample_of(item: Item, *, n_tokens: int, nats: float, answer: str, choices: M
         cluster=conversation.family,
         prompt="\n".join(f"{m.role}: {m.content}" for m in conversation.prompt if m.role != "system"),
         reference=conversation.answer,
-        answer=answer,
+        answer=answer.text,
         nats=nats,
         n_tokens=n_tokens,
         n_bytes=sum(len(m.content.encode()) for m in conversation.messages if m.learned),
         tags=conversation.tags,
         choices=choices,
+        cut=answer.cut,
     )

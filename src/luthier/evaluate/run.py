@@ -19,7 +19,7 @@ from luthier.errors import DataError, RunError
 from luthier.evaluate.clean import contaminated
 from luthier.evaluate.compare import Answers, compare_models, judged
 from luthier.evaluate.coverage import coverage
-from luthier.evaluate.exam import TEST, Drawing, Exam, Write, dump_samples, load_answers, sample_of, write_here
+from luthier.evaluate.exam import TEST, Answer, Drawing, Exam, Write, dump_samples, load_answers, sample_of, write_here
 from luthier.evaluate.fluency import Reader
 from luthier.evaluate.judges.judge import Votes, judge_answers, open_judge
 from luthier.evaluate.metrics import default_metrics
@@ -177,7 +177,7 @@ def _all_right(conversation: Conversation, labels: tuple[str, ...]) -> Sample:
     """What a model would leave that gives the reference itself."""
     choices = {label: float(label != conversation.answer) for label in labels} or None
     item = Item(conversation)
-    return sample_of(item, n_tokens=1, nats=1.0, answer=conversation.answer, choices=choices)
+    return sample_of(item, n_tokens=1, nats=1.0, answer=Answer(conversation.answer), choices=choices)
 
 
 def _suites(

@@ -25,7 +25,7 @@ from typing import Any
 
 from luthier.decoder import Decoder
 from luthier.errors import ModelError, printable
-from luthier.evaluate.exam import Asked, Drawing, Write, write_here
+from luthier.evaluate.exam import Answer, Asked, Drawing, Write, write_here
 from luthier.files import locked, write_atomically
 from luthier.http import Endpoint, Failed, key_in, parse, post, post_all
 from luthier.progress import Advance, Reporter
@@ -48,8 +48,8 @@ UNCHANGED = {
 }
 """Nothing between the logits and the choice but the temperature."""
 
-Said = list[int] | str
-"""An answer as ids, where the server tells them, or as text."""
+Said = list[int] | tuple[str, bool]
+"""An answer as ids, where the server tells them, or as text and whether it was cut off."""
 
 
 def connect(settings: Servers) -> Endpoint:
@@ -79,7 +79,7 @@ def writing(
     ready: Endpoint | None = None
     with contextlib.ExitStack() as afterwards:
 
-        def write(decoder: Decoder, asked: Asked, advance: Advance) -> list[str]:
+        def write(decoder: Decoder, asked: Asked, advance: Advance) -> list[Answer]:
             nonlocal ready
             bodies = [_body(served_as, asked, number) for number in range(len(asked.prompts))]
             keys = [fingerprint(body) for body in bodies]
@@ -92,7 +92,7 @@ def writing(
                         loaded = afterwards.enter_context(_loaded(endpoint, served_as, adapter, report))
                         ready = _checked(loaded, served_as, decoder, asked, name, kept, report)
                     known |= _ask(ready, missing, kept, advance)
-            return [_text(asked, known[key]) for key in keys]
+            return [_answer(asked, known[key]) for key in keys]
 
         yield write
 
@@ -157,7 +157,7 @@ def _checked(
     failures: dict[str, str] = {}
     for at in _each(endpoint):
         found = list(post_all(at, "completions", bodies, _read))
-        pairs = [(here[number], _text(few, said)) for number, said in found if not isinstance(said, Failed)]
+        pairs = [(here[number].text, _answer(few, said).text) for number, said in found if not isinstance(said, Failed)]
         if not pairs:
             failures[at.urls[0]] = str(found[0][1])
             continue
@@ -218,18 +218,22 @@ def _read(content: bytes) -> Said:
     def pick(data: Any) -> Said:
         choice = data["choices"][0]
         ids = choice.get("token_ids")
-        return choice["text"].strip() if ids is None else [int(id_) for id_ in ids]
+        if ids is None:
+            return choice["text"].strip(), choice.get("finish_reason") == "length"
+        return [int(id_) for id_ in ids]
 
     return parse(content, "completion", pick)
 
 
-def _text(asked: Asked, said: Said) -> str:
-    """An answer up to its end, where the server did not stop."""
-    if isinstance(said, str):
+def _answer(asked: Asked, said: Said) -> Answer:
+    """Up to its end, where the server did not stop."""
+    if said and isinstance(said[0], str):
+        text, cut = said
         for id_ in asked.end_ids:
-            said = said.partition(asked.tokenizer.decode([id_]))[0]
-        return said.strip()
-    return asked.text(list(takewhile(lambda id_: id_ not in asked.end_ids, said)))
+            text, end, _ = text.partition(asked.tokenizer.decode([id_]))
+            cut = cut and not end
+        return Answer(text.strip(), cut)
+    return asked.answer(list(takewhile(lambda id_: id_ not in asked.end_ids, said)))
 
 
 def _ask(endpoint: Endpoint, missing: Mapping[str, Mapping[str, Any]], kept: Path, advance: Advance) -> dict[str, Said]:

@@ -1,7 +1,6 @@
 """What is wrong with the answers, counted by simple rules that are stated beside the counts.
 
 The rules see text, not truth: a wrong answer of the right form is in none of them, and an answer may be in several.
-Whether an answer was cut off at its last token is not known here: the records hold the text alone.
 """
 
 from __future__ import annotations
@@ -42,6 +41,8 @@ def kinds_of_failure(evaluation: EvalReport) -> list[Kind]:
         base = sum(faulty(s.baseline, s.reference) for s in samples)
         ours = sum(faulty(s.tuned, s.reference) for s in samples)
         found.append(Kind(name, rule, base, ours, len(samples)))
+    base, ours = (sum(s.cut[side] for s in samples) for side in (0, 1))
+    found.append(Kind("cut off", "not ended within evaluate.max_new_tokens", base, ours, len(samples)))
     kept = sum(same(s.tuned, s.baseline) and not same(s.tuned, s.reference) for s in samples)
     unchanged = Kind("unchanged", "the same answer as the base's, and not the reference's", None, kept, len(samples))
     return [*found, *_of_labels(evaluation), unchanged]
