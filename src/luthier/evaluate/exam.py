@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,7 +107,7 @@ class Exam:
         packages = versions(("luthier", "torch", "transformers"))
         how = [sorted(self._end_ids), self._max_new_tokens, asdict(self._drawing)] if self._prompts else []
         how += [writer] if writer and self._prompts else []
-        what = [model, asked, ids, how, packages]
+        what = [model, asked, ids, how, packages, [f.name for f in fields(Sample)]]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
     def take(self, decoder: Decoder, name: str, report: Reporter, write: Write = write_here) -> list[Sample]:
