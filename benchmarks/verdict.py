@@ -1,11 +1,14 @@
 """The verdict's calibration: Luthier's gate and four other rules on the same simulated comparisons.
 
-    python benchmarks/verdict.py [--gates 10000] [--sizes 50 200 1000] [--quick]
+    python benchmarks/verdict.py [--gates 10000] [--sizes 50 200 1000] [--quick] [--pilots 200]
 
 Each gate draws a test set that never leaves its distribution, compares two models on it by `luthier.stats.compare`
 and judges by `luthier.release.gate.judge_rule`, at 95 %. Three truths are drawn: no change, a loss of exactly the
-margin (2 % of the baseline), and a gain of the size that `min_detectable` promises with 80 % power (its mean over the
-gates without a change). The other rules judge the same draws:
+margin (2 % of the baseline), and the gain that `luthier.power.detectable` plans for 80 % power: from a million other
+rows without a change, and then from a million with the gain of this first plan. Where so many gates are refused that no
+gain has 83 % power, the plan is for 70 %. `--pilots` measures instead what pilots as small as the test set say.
+
+The other rules judge the same draws:
 
 * mean: improved if the tuned mean is above the baseline's;
 * drop: regressed if the tuned mean is more than 2 % of the baseline below it;
@@ -18,6 +21,7 @@ It says nothing of the luck of training: a simulated model is a distribution of 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from luthier.metric import Floats, Sample, SumMetric
+from luthier.power import Gate, Pilot, detectable, plan
 from luthier.records import Comparison, RuleResult
 from luthier.release.gate import judge_rule
 from luthier.settings import Rule
@@ -34,6 +39,9 @@ SEED = 20261122
 CONFIDENCE = 0.95
 MARGIN = 0.02
 RESAMPLES = 1000
+PILOT_ROWS = 1_000_000
+NEAR = 0.03
+LESS_POWER = 0.7
 BLOCK = 250
 """Gates that are drawn at once, and that share the bootstrap's resamples."""
 BEAT = Rule(metric="score", must="beat_baseline")
@@ -137,7 +145,6 @@ def ours(pairs: Pairs, run: Callable[[Floats, Floats], Comparison], gain: float)
             "keep": judged[1].outcome == "PASS",
             "covered": seen.low <= gain <= seen.high,
             "used": seen.trouble is None,
-            "detectable": seen.min_detectable,
         }
 
 
@@ -170,12 +177,46 @@ def simulate(scores: Scores, n: int, gates: int, gain: float, seed: Sequence[int
     return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
 
 
+def pilot(name: str, n: int, gain: float, seed: Sequence[int]) -> Pilot:
+    """The differences of `n` other rows, with this true gain."""
+    scores = SCORES[name]
+    tuned, baseline = scores.draw(np.random.default_rng(seed), (1, n), gain)
+    owners = np.array(clusters(n, scores.cluster_sizes))
+    return Pilot(tuned[0].astype(float) - baseline[0], owners, name.startswith("right or wrong"))
+
+
+def planned(name: str, n: int, seed: Sequence[int]) -> tuple[float, float]:
+    """The gain that `n` rows are planned to show, and with which power."""
+    gain, power = 0.0, POWER
+    for stage in (0, 1):
+        known = pilot(name, PILOT_ROWS, gain, (*seed, stage))
+        reached = detectable(known, n, Gate(confidence=CONFIDENCE, power=POWER + NEAR))
+        power = LESS_POWER if reached is None else POWER
+        found = detectable(known, n, Gate(confidence=CONFIDENCE, power=power))
+        assert found is not None
+        gain = found
+    return gain, power
+
+
+def measure_pilots(name: str, n: int, pilots: int) -> str:
+    """Of the ranges that pilots of `n` rows give for `n` rows, how many hold what the distribution itself says."""
+    seed = (SEED, list(SCORES).index(name), n, 4)
+    known = detectable(pilot(name, PILOT_ROWS, 0.0, (*seed, 0)), n)
+    plans = [plan(pilot(name, n, 0.0, (*seed, 1, i)), rows=n) for i in range(pilots)]
+    ends = [tuple(math.inf if end is None else end for end in (p.low, p.gain, p.high)) for p in plans]
+    sought = math.inf if known is None else known
+    held = np.array([low <= sought <= high for low, _, high in ends])
+    off = np.percentile([gain / sought for _, gain, _ in ends], (5, 50, 95), method="nearest")
+    cells = [f"{sought:.3f}", share(held), " / ".join(f"{x:.2f}" for x in off)]
+    return "| " + " | ".join([name, str(n), *cells]) + " |"
+
+
 def measure(name: str, n: int, gates: int) -> tuple[str, str]:
     """The line of Luthier's table and that of the comparison. A star: not as promised."""
     scores, seed = SCORES[name], (SEED, list(SCORES).index(name), n)
     none = simulate(scores, n, gates, 0.0, (*seed, 0))
     loss = simulate(scores, n, gates, -MARGIN * scores.mean, (*seed, 1))
-    effect = float(none["detectable"][none["used"]].mean()) if none["used"].any() else float(none["detectable"].mean())
+    effect, power = planned(name, n, (*seed, 3))
     gain = simulate(scores, n, gates, effect, (*seed, 2))
     used = np.concatenate([none["used"], loss["used"]])
     covered = np.concatenate([none["covered"], loss["covered"]])[used]
@@ -184,8 +225,8 @@ def measure(name: str, n: int, gates: int) -> tuple[str, str]:
         share(loss["keep"], at_most=0.05),
         share(covered, at_least=0.94) if len(covered) else "-",
         f"{1 - used.mean():.1%}",
-        f"{effect:.3f}",
-        share(gain["beat"], at_least=POWER - 0.03, at_most=POWER + 0.03),
+        f"{effect:.3f}" + (f" ({power:.0%})" if power != POWER else ""),
+        share(gain["beat"], at_least=power - NEAR, at_most=power + NEAR),
     ]
     sides = [
         " / ".join(f"{100 * side[f'{rule}{key}'].mean():.1f}" for rule in rules)
@@ -214,7 +255,16 @@ def main() -> None:
     parser.add_argument("--gates", type=int, default=10_000)
     parser.add_argument("--sizes", type=int, nargs="+", default=[50, 200, 1000])
     parser.add_argument("--quick", action="store_true", help="400 gates each, to see that it runs")
+    parser.add_argument("--pilots", type=int, help="instead: so many small pilots of each kind and size")
     arguments = parser.parse_args()
+    if arguments.pilots:
+        print(
+            "| scores | n | gain | in the range | of the gain: 5 % / half / 95 % of the plans |\n|---|---|---|---|---|"
+        )
+        for n in arguments.sizes:
+            for name in SCORES:
+                print(measure_pilots(name, n, arguments.pilots), flush=True)
+        return
     gates = 400 if arguments.quick else arguments.gates
     rows = []
     for n in arguments.sizes:

@@ -251,6 +251,41 @@ def compare(first: RunName, second: RunName, workspace: Workspace = RUNS, as_jso
 
 
 @app.command()
+def plan(
+    name: Annotated[str | None, typer.Argument(help="A run that was evaluated: the pilot.", metavar="RUN")] = None,
+    differ: Annotated[
+        float | None, typer.Option(help="Instead: a share of right-or-wrong answers that differ.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Of the run; else that of the recipe's first rule.")] = None,
+    gain: Annotated[list[float] | None, typer.Option(help="Rows that show this true gain? May be repeated.")] = None,
+    rows: Annotated[list[int] | None, typer.Option(help="What do so many test rows show? May be repeated.")] = None,
+    limit: Annotated[float | None, typer.Option(help="To be above; -0.02: to lose no 0.02. Else the rule's.")] = None,
+    power: Annotated[float, typer.Option(help="The share of gates that shall pass.")] = 0.8,
+    workspace: Workspace = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Before test rows are collected: how many a gain needs, which gain they show, or how likely."""
+    from luthier import lifecycle, show
+    from luthier.power import MAX_ROWS, Gate, Pilot
+    from luthier.power import plan as planned
+    from luthier.store import find_run
+
+    if (name is None) == (differ is None) or (differ is not None and metric):
+        raise typer.BadParameter("give a RUN, and perhaps its --metric, or --differ")
+    if not 0 < power < 1 or not all(1 <= n <= MAX_ROWS for n in rows or ()):
+        raise typer.BadParameter(f"--power lies between 0 and 1, --rows between 1 and {MAX_ROWS:,}")
+    if name:
+        metric, pilot, gate = lifecycle.pilot(find_run(name, workspace), metric, limit, power)
+    else:
+        assert differ is not None
+        metric, pilot, gate = "right or wrong", Pilot.stated(differ), Gate(limit or 0.0, power=power)
+    sizes: list[int | None] = [*(rows or ())] or ([None] if gain else [100, 200, 500, 1000])
+    gains: list[float | None] = [*(gain or ())] or [None]
+    plans = [planned(pilot, gate, gain=g, rows=n) for g in gains for n in sizes]
+    show.power_plan(metric, pilot, gate, plans, as_json)
+
+
+@app.command()
 def chat(
     name: RunName,
     workspace: Workspace = RUNS,

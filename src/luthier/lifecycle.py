@@ -31,6 +31,7 @@ from luthier.strict_yaml import parse_yaml
 
 if TYPE_CHECKING:
     from luthier.models import Base
+    from luthier.power import Gate, Pilot
 
 Stage = Literal["prepare", "train", "evaluate", "release"]
 WORKSPACE = Path("runs")
@@ -368,6 +369,29 @@ def compare(first: Path, second: Path) -> EvalReport:
     audit = AuditReport.read(second / "prepare" / "audit.json")
     sides, names = (first / "evaluate", second / "evaluate"), (first.name, second.name)
     return compare_answers(recipe, audit, *sides, names, origin, answers=second.resolve().parent / ".answers")
+
+
+def pilot(folder: Path, metric: str | None, limit: float | None, power: float) -> tuple[str, Pilot, Gate]:
+    """A run's evaluation as a pilot of the next one, with the gate that will judge it.
+
+    Without a `metric`, that of the recipe's first rule. Without a `limit`, that of the recipe's rule on the metric, 0
+    where there is none (a rule on part of the rows is none). Raises RunError LU-U005 where the run has not been
+    evaluated; EvaluationError LU-E008, LU-E014 as `power.Pilot.of`.
+    """
+    from luthier.power import Gate, Pilot
+    from luthier.release.gate import limit as limit_of
+
+    if stage_record(folder, "evaluate") is None:
+        raise RunError.of("LU-U005", str(folder), "has not been evaluated", f"luthier evaluate {folder}")
+    rules = open_target(folder, (), Quiet())[0].release.rules
+    evaluation = EvalReport.read(folder / "evaluate" / "evaluation.json")
+    name = metric or rules[0].metric
+    found = Pilot.of(evaluation, name)
+    rule = next((r for r in rules if r.metric == name and not r.where and not r.in_slices), None)
+    if limit is None:
+        relative = rule.by_relative * abs(evaluation.metrics[name].baseline) if rule else 0.0
+        limit = limit_of(rule.must, relative or rule.by_points) if rule else 0.0
+    return name, found, Gate(limit, evaluation.confidence, power)
 
 
 def talk(folder: Path, *, base: bool = False) -> Callable[[str], str]:

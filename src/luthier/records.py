@@ -127,7 +127,8 @@ class Comparison(Record):
     losses: int
     ties: int
     min_detectable: float
-    """The true gain that this many samples would show with 80 % power."""
+    """About the true gain that this many samples would show with 80 % power: a quick normal approximation from the
+    spread of these very samples. `luthier plan` asks the gate itself."""
     value_low: float
     value_high: float
     baseline_low: float

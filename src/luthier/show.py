@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from luthier.settings import Recipe
 if TYPE_CHECKING:
     from luthier.lifecycle import Run
     from luthier.models import Base
+    from luthier.power import Gate, Pilot, Plan
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a pipe has no width: cut no table
 COLOURS = {"PASS": "bold green", "FAIL": "bold red", "UNDERPOWERED": "bold yellow"}
@@ -61,6 +63,30 @@ def _cells(c: Comparison) -> list[str]:
         str(c.n),
         f"{c.wins}/{c.losses}/{c.ties}",
     ]
+
+
+def power_plan(metric: str, pilot: Pilot, gate: Gate, plans: Sequence[Plan], as_json: bool) -> None:
+    """Each question's answer, and what other pilots of this size would have said."""
+    if as_json:
+        told = {"metric": metric, "pilot_clusters": pilot.n_clusters if pilot.sampled else None, **asdict(gate)}
+        print(json.dumps(told | {"plans": [asdict(plan) for plan in plans]}))
+        return
+    source = f"a pilot of {pilot.n_clusters:,} independent rows" if pilot.sampled else "a stated share that differs"
+    console.print(f"{escape(metric)}, from {source}; to PASS: a {gate.confidence:.0%} interval above {gate.limit:.3g}")
+    table = Table("test rows", "true gain", "of gates PASS", *["other such pilots say"] * pilot.sampled)
+    for plan in plans:
+        shown = [_planned(name, getattr(plan, name)) for name in ("rows", "gain", "power")]
+        ends = [_planned(plan.found, end) for end in (plan.low, plan.high)]
+        table.add_row(*shown, *[" to ".join(ends)] * pilot.sampled)
+    console.print(table)
+
+
+def _planned(name: str, value: float | None) -> str:
+    from luthier.power import MAX_ROWS
+
+    if value is None:
+        return f"over {MAX_ROWS:,}" if name == "rows" else "none"
+    return f"{value:,.0f}" if name == "rows" else f"{value:+.3g}" if name == "gain" else f"{value:.0%}"
 
 
 def trials(report: TrialsReport) -> None:

@@ -124,7 +124,7 @@ def compare(
     right_or_wrong = all(_is_proportion(alone[:, side], values[side]) for side in (0, 1))
     paired = _estimate(delta, influences, discordant)
     if right_or_wrong and not discordant and not _identical(tuned, baseline):
-        paired = _unseen(n_clusters, confidence)
+        paired = unseen(n_clusters, confidence)
     paired = replace(paired, luck=luck)
     low, high = paired.interval(confidence)
     value_low, value_high = _marginal(values[0], influence[:, 0], alone[:, 0], confidence)
@@ -268,7 +268,7 @@ class Estimate:
         (Howe 1974, J. Am. Stat. Assoc. 69:789, on the sum of two independent means).
         """
         t = _student_quantile(0.5 + confidence / 2, self.dof)
-        down, up = max(t, self._unskewed(t)), max(t, -self._unskewed(-t))
+        down, up = float(_reach(self.skew, t)), float(_reach(-self.skew, t))
         luck = self.luck.error * _student_quantile(0.5 + confidence / 2, self.luck.dof)
         return self.value - math.hypot(down * self.own_error, luck), self.value + math.hypot(up * self.own_error, luck)
 
@@ -301,12 +301,48 @@ class Estimate:
         g = self.skew
         return t + g / 6 + g * t * t / 3 + g * g * t**3 / 27
 
-    def _unskewed(self, x: float) -> float:
-        """The inverse of `_skewed`."""
-        g = self.skew
-        if abs(g) < 1e-6:  # the quotient below loses its digits; the first order is exact to 1e-12
-            return x - g / 6 - g * x * x / 3
-        return 3.0 * (float(np.cbrt(1 + g * (x - g / 6))) - 1) / g
+
+def low_ends(
+    values: Floats, squares: Floats, cubes: Floats, typical: Floats, clusters: int, confidence: float
+) -> Floats:
+    """The low ends `(...)` that `compare` would find, for many samples at once.
+
+    Args:
+        values: Mean differences.
+        squares, cubes: Sums of the influences' powers.
+        typical: Mean square of the differences, over the clusters that differ; 0 where none does.
+        clusters: Of each sample.
+    """
+    error, skew = _spread(squares, cubes, typical, clusters)
+    return values - _reach(skew, _student_quantile(0.5 + confidence / 2, max(clusters - 1, 1))) * error
+
+
+def unseen(clusters: int, confidence: float) -> Estimate:
+    """No difference in right-or-wrong answers of models that do differ: what can go unseen is Clopper & Pearson's
+    limit for none of n. Without it, 60 ties would prove a loss of under 3 %, which ties 60 times in 16 % of draws."""
+    dof = max(clusters - 1, 1)
+    limit = 1 - ((1 - confidence) / 2) ** (1 / clusters)
+    return Estimate(0.0, limit / _student_quantile(0.5 + confidence / 2, dof), dof, 0.0)
+
+
+def _reach(skew: float | Floats, t: float) -> Floats:
+    """How many standard errors `(...)` an interval goes down for Student's quantile `t`; that of -skew, how far up."""
+    g = np.asarray(skew, dtype=float)
+    with np.errstate(invalid="ignore"):  # 0 / 0 where nothing is skewed
+        inverse = 3.0 * (np.cbrt(1 + g * (t - g / 6)) - 1) / g  # of `Estimate._skewed`
+    # Near 0 the quotient loses its digits; the first order is exact to 1e-12.
+    return np.maximum(t, np.where(np.abs(g) < 1e-6, t - g / 6 - g * t * t / 3, inverse))
+
+
+def _spread(
+    squares: float | Floats, cubes: float | Floats, typical: float | Floats, clusters: int
+) -> tuple[Floats, Floats]:
+    """Standard errors and skewnesses `(...)`, as `low_ends` has them."""
+    variance = np.asarray(squares + 2.0 * typical, dtype=float)  # the pseudo pair: one cluster up and one down
+    with np.errstate(invalid="ignore", divide="ignore"):
+        skew = np.where(variance > 0, cubes / variance**1.5, 0.0) * (1 + UNSEEN_SKEW / clusters)
+    # A single cluster has no spread: the pseudo pair alone then gives an interval that is finite and says nothing.
+    return np.sqrt(variance / max(clusters * (clusters - 1), 1)), skew
 
 
 def _estimate(value: float, influences: Floats, discordant: int) -> Estimate:
@@ -315,13 +351,9 @@ def _estimate(value: float, influences: Floats, discordant: int) -> Estimate:
     `discordant`: how many clusters differ, for the pseudo pair; 0 adds none.
     """
     clusters = len(influences)
-    variance = float((influences**2).sum())
-    if discordant:  # one cluster up and one down by the root mean square of the differences seen
-        variance += 2.0 * float(((influences + value) ** 2).sum()) / discordant
-    skew = float((influences**3).sum()) / variance**1.5 if variance > 0 else 0.0
-    skew *= 1 + UNSEEN_SKEW / clusters
-    # A single cluster has no spread: the pseudo pair alone then gives an interval that is finite and says nothing.
-    return Estimate(value, math.sqrt(variance / max(clusters * (clusters - 1), 1)), max(clusters - 1, 1), skew)
+    typical = float(((influences + value) ** 2).sum()) / discordant if discordant else 0.0
+    error, skew = _spread((influences**2).sum(), (influences**3).sum(), typical, clusters)
+    return Estimate(value, float(error), max(clusters - 1, 1), float(skew))
 
 
 def _paired_stats(
@@ -380,14 +412,6 @@ def _identical(tuned: Sequence[Sample], baseline: Sequence[Sample]) -> bool:
     """Whether the two models did the same, not only as well as each other."""
     did = ((sample.answer, sample.nats, sample.choices) for sample in tuned)
     return all(mine == (old.answer, old.nats, old.choices) for mine, old in zip(did, baseline, strict=True))
-
-
-def _unseen(clusters: int, confidence: float) -> Estimate:
-    """No difference in right-or-wrong answers of models that do differ: what can go unseen is Clopper & Pearson's
-    limit for none of n. Without it, 60 ties would prove a loss of under 3 %, which ties 60 times in 16 % of draws."""
-    dof = max(clusters - 1, 1)
-    limit = 1 - ((1 - confidence) / 2) ** (1 / clusters)
-    return Estimate(0.0, limit / _student_quantile(0.5 + confidence / 2, dof), dof, 0.0)
 
 
 def _trouble(influences: Floats, discordant: int, undefined: int, right_or_wrong: bool) -> str | None:

@@ -1,6 +1,6 @@
 """The published list of score distributions, in small: false PASS, a loss of the margin, coverage.
 
-The table of `benchmarks/verdict.py` has 2,500 to 10,000 gates a cell; these 1,000 see that it still holds. The exact
+The table of `benchmarks/verdict.py` has 10,000 gates a cell; these 1,000 see that it still holds. The exact
 99 % interval of a false-PASS rate must reach down to 5 %, that of the coverage up to 94 %.
 """
 
