@@ -36,7 +36,6 @@ from luthier.records import EvalReport
 from luthier.stats import MIN_CARRYING, MIN_CLUSTERS, POWER, TIE, low_ends, unseen
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.intp]]
-Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 Chance = Callable[[float], float]
 """Of a true gain, the share of gates that pass."""
 
@@ -52,9 +51,6 @@ BLOCK = 1_000_000
 NEGLIGIBLE = 1e-9
 """Probability at each end that is left out of the exact sum."""
 STATED_ROWS = 10_000
-FEW = 100
-"""Up to so many answers, the interval's widening for rare losses can refuse where fewer wins would pass: of 30, 25 wins
-and 3 losses do not pass, 23 and 5 do. With more it happens to low ends above 0.3 alone, where no limit lies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,20 +256,8 @@ def _exact(n: int, differ: float, gate: Gate, gain: float) -> float:
     share = max(differ, abs(gain))
     first, last = binom.ppf(NEGLIGIBLE, n, share), binom.isf(NEGLIGIBLE, n, share)
     differing, win = np.arange(int(first), int(last) + 1), (1 + gain / (share or 1.0)) / 2
-    if n <= FEW:
-        wins = binom.pmf(np.arange(n + 1), differing[:, None], win)
-        passed = (wins * _passes(n, gate.limit, gate.confidence)[differing]).sum(axis=1)
-    else:
-        passed = bdtrc(_least_wins(n, gate.limit, gate.confidence)[differing] - 1, differing, win)
+    passed = bdtrc(_least_wins(n, gate.limit, gate.confidence)[differing] - 1, differing, win)
     return float((binom.pmf(differing, n, share) * passed).sum())
-
-
-@lru_cache(maxsize=64)
-def _passes(n: int, limit: float, confidence: float) -> Bools:
-    """Whether the gate passes `(n + 1, n + 1)`, by how many answers differ and how many of these are won."""
-    differ, wins = np.meshgrid(np.arange(n + 1), np.arange(n + 1), indexing="ij")
-    wins = np.minimum(wins, differ)  # more than differ have no probability
-    return np.asarray(_low_end_of_counts(n, wins, differ - wins, confidence) > limit)
 
 
 @lru_cache(maxsize=64)
@@ -294,7 +278,7 @@ def _low_end_of_counts(n: int, wins: Ints, losses: Ints, confidence: float) -> F
     squares, cubes = differ - n * value**2, n * value - 3 * value * differ + 2 * n * value**3
     typical = np.sign(differ).astype(float)
     nothing, _ = unseen(n, confidence).interval(confidence)
-    return np.where(differ == 0, nothing, low_ends(value, squares, cubes, typical, n, confidence))
+    return np.where(differ == 0, nothing, low_ends(value, squares, cubes, typical, n, confidence, bounded=True))
 
 
 def _design_effect(pilot: Pilot) -> float:
