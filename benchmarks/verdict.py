@@ -255,20 +255,22 @@ def main() -> None:
     parser.add_argument("--gates", type=int, default=10_000)
     parser.add_argument("--sizes", type=int, nargs="+", default=[50, 200, 1000])
     parser.add_argument("--quick", action="store_true", help="400 gates each, to see that it runs")
+    parser.add_argument("--scores", default="", help="only those whose name begins so, such as 'right'")
     parser.add_argument("--pilots", type=int, help="instead: so many small pilots of each kind and size")
     arguments = parser.parse_args()
+    names = [name for name in SCORES if name.startswith(arguments.scores)]
     if arguments.pilots:
         print(
             "| scores | n | gain | in the range | of the gain: 5 % / half / 95 % of the plans |\n|---|---|---|---|---|"
         )
         for n in arguments.sizes:
-            for name in SCORES:
+            for name in names:
                 print(measure_pilots(name, n, arguments.pilots), flush=True)
         return
     gates = 400 if arguments.quick else arguments.gates
     rows = []
     for n in arguments.sizes:
-        for name in SCORES:
+        for name in names:
             rows.append(measure(name, n, gates))
             print(*rows[-1], sep="\n", file=sys.stderr, flush=True)
     print(f"{gates:,} gates a cell; per cent (exact 99 % interval); *: not as promised\n")
