@@ -14,6 +14,7 @@ SETS = {
     "banking77": ("classification", {"accuracy", "balanced_accuracy", "precision", "recall", "f1", "invalid_label"}),
     "sms_spam": ("classification", {"accuracy", "f1"}),
     "dstc9_faq": ("answer", {"exact_match", "token_f1", "rougeL", "bleu", "chrf"}),
+    "legal_summarization": ("answer", {"rouge1", "rouge2", "rougeL"}),
     "sgd_dialogues": ("dialogue", {"token_f1", "rougeL", "bleu", "chrf"}),
 }
 

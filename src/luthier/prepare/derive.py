@@ -35,6 +35,8 @@ METRICS: dict[Task, tuple[str, ...]] = {
     "dialogue": ("token_f1",),
     "text": ("perplexity",),
 }
+SUMMARIES = ("summary", "highlights", "note")
+"""Fields whose texts are judged by ROUGE-L, as is usual for summaries."""
 
 
 def derive(path: Path) -> dict[str, Any]:
@@ -67,11 +69,15 @@ def derive(path: Path) -> dict[str, Any]:
         "evaluate": evaluate,
         "release": {
             "rules": [
-                *({"metric": name, "must": "beat_baseline"} for name in METRICS[seen.task]),
+                *({"metric": name, "must": "beat_baseline"} for name in _main_metrics(seen.task, format)),
                 {"metric": "general_perplexity", "must": "not_regress", "by_relative": 0.1},
             ]
         },
     }
+
+
+def _main_metrics(task: Task, format: Format) -> tuple[str, ...]:
+    return ("rougeL",) if format.fields.get("completion") in SUMMARIES else METRICS[task]
 
 
 @dataclass(slots=True)
