@@ -256,6 +256,13 @@ def test_a_metric_inside_a_metric_is_seen(project: Path) -> None:
     assert _plugins(recipe, project) != before
 
 
+def test_the_base_reads_the_answers_where_fluency_is_measured(project: Path) -> None:
+    asked = "evaluate.metrics=[perplexity, {use: 'own:has_number'}, fluency]", "evaluate.temperature=1.0"
+    done, _ = run(project, *asked)
+    report = EvalReport.read(done.folder / "evaluate" / "evaluation.json")
+    assert report.metrics["fluency"].n > 0 and report.metrics["fluency"].baseline > 1
+
+
 def test_a_run_can_be_talked_to(project: Path) -> None:
     done, _ = run(project)
     answer = lifecycle.talk(done.folder)

