@@ -11,10 +11,11 @@ import torch
 from luthier.conversation import Conversation, Message, make_conversation
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
-from luthier.evaluate.exam import Drawing, Exam, dump_samples, load_answers
+from luthier.evaluate import exam as exam_module
+from luthier.evaluate.exam import Drawing, Exam, Scorer, dump_samples, load_answers
 from luthier.evaluate.metrics.labels import likeliest
 from luthier.evaluate.suites.general import probe_documents
-from luthier.evaluate.suites.suite import Suite, general, labelled
+from luthier.evaluate.suites.suite import Item, Suite, general, labelled
 from luthier.metric import Sample
 from luthier.models import find_base, load_model, load_tokenizer
 from luthier.progress import Quiet
@@ -46,7 +47,7 @@ def exam(tiny: Path, asked: list[Conversation], labels: tuple[str, ...], tokens:
 
 
 def taken(tiny: Path, decoder: Decoder, *asked: Any) -> list[Sample]:
-    return exam(tiny, *asked).take(decoder, "base", Quiet())
+    return exam(tiny, *asked).take(Scorer(decoder), "base", Quiet())
 
 
 def nats_alone(tiny: Path, decoder: Decoder, conversation: Conversation, label: str) -> float:
@@ -102,12 +103,37 @@ def test_plain_text_and_tasks_without_labels_have_no_choices(tiny: Path, decoder
 def test_what_is_written_is_read(tiny: Path, decoder: Decoder, tmp_path: Path) -> None:
     asked, probe = taken(tiny, decoder, conversations(), LABELS), general(probe_documents(2))
     encoder = Encoder(load_tokenizer(find_base(str(tiny))))
-    known = Exam(probe, encoder, tests=[], max_new_tokens=1, tokens_at_once=512).take(decoder, "base", Quiet())
+    known = Exam(probe, encoder, tests=[], max_new_tokens=1, tokens_at_once=512).take(Scorer(decoder), "base", Quiet())
     path = tmp_path / "base.jsonl"
     path.write_bytes(dump_samples(asked, "test") + dump_samples(known, "general"))
     found = load_answers("base", path, None)
     assert (found.samples, found.suites) == (asked, {"general": known})
     assert all(s.choices is None and s.nats > 0 for s in known)
+
+
+def test_what_two_suites_ask_alike_is_scored_once(tiny: Path, decoder: Decoder, monkeypatch: Any) -> None:
+    """A row of the test set, and the same row as one of two choices."""
+    scored: list[int] = []
+    whole = exam_module.score_all
+
+    def counting(decoder: Decoder, examples: Any, *settings: Any) -> list[float]:
+        scored.append(len(examples))
+        return whole(decoder, examples, *settings)
+
+    monkeypatch.setattr(exam_module, "score_all", counting)
+    encoder, asked = Encoder(load_tokenizer(find_base(str(tiny)))), conversations()
+    other = [make_conversation([Message(role="user", content="b"), c.messages[-1]], c.source) for c in asked]
+    pairs = [Item(c, {"plain": c, "changed": o}) for c, o in zip(asked, other, strict=True)]
+    settings: dict[str, Any] = {"tests": asked, "max_new_tokens": 1, "tokens_at_once": 4096}
+    test = Exam(Suite("test", labelled(asked, ()), [], scored=True), encoder, **settings)
+    changed = Exam(Suite("changed", pairs, []), encoder, **settings)
+    scorer = Scorer(decoder)
+    plain = [s.nats for s in test.take(scorer, "base", Quiet())]
+    found = [s.choices for s in changed.take(scorer, "base", Quiet())]
+    assert scored == [len(asked), len(other)] and [c["plain"] for c in found if c] == plain
+    alone = [s.choices for s in changed.take(Scorer(decoder), "base", Quiet())]
+    for mine, theirs in zip(found, alone, strict=True):
+        assert mine is not None and mine == pytest.approx(theirs, rel=1e-6)
 
 
 def test_the_labels_decide_the_key(tiny: Path) -> None:
@@ -125,10 +151,10 @@ def test_an_answer_that_had_no_room_to_end_is_cut_off(tiny: Path, decoder: Decod
     encoder = Encoder(load_tokenizer(find_base(str(tiny))))
     suite = Suite("test", labelled(conversations(), ()), [], scored=True, written=True)
     exam = Exam(suite, encoder, tests=conversations(), max_new_tokens=3, tokens_at_once=4096)
-    found = exam.take(decoder, "base", Quiet())
+    found = exam.take(Scorer(decoder), "base", Quiet())
     first = decoder_answer(decoder, encoder, conversations()[0])
     exam._end_ids = {first}
-    ended = exam.take(decoder, "base", Quiet())
+    ended = exam.take(Scorer(decoder), "base", Quiet())
     assert all(s.cut for s in found) and not ended[0].cut and ended[0].answer == ""
 
 
@@ -145,7 +171,7 @@ def test_several_drawn_answers_are_samples_of_one_cluster(tiny: Path, decoder: D
     encoder = Encoder(load_tokenizer(find_base(str(tiny))))
     settings: dict[str, Any] = {"tests": conversations(), "max_new_tokens": 4, "tokens_at_once": 4096}
     drawn = Exam(suite, encoder, drawing=Drawing(1.0, 3, 0), **settings)
-    found = drawn.take(decoder, "base", Quiet())
+    found = drawn.take(Scorer(decoder), "base", Quiet())
     assert len(found) == 3 * len(TEXTS) + 1 == len({s.id for s in found})
     assert len({s.cluster for s in found}) == len(TEXTS) + 1
     assert len({s.answer for s in found[:3]}) > 1 and len({s.nats for s in found[:3]}) == 1

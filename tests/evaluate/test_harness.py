@@ -13,7 +13,7 @@ from luthier.conversation import Message, make_conversation
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
 from luthier.errors import DataError
-from luthier.evaluate.exam import Exam
+from luthier.evaluate.exam import Exam, Scorer
 from luthier.evaluate.suites.harness import from_task
 from luthier.models import find_base, load_model, load_tokenizer
 from luthier.progress import Quiet
@@ -82,7 +82,7 @@ def test_parity(folder: Path, tiny: Path, shots: int) -> None:
     suite = from_task(use, folder, 7)
     chat = make_conversation([Message(role="user", content="a"), Message(role="assistant", content="b")], "x:1")
     exam = Exam(suite, Encoder(tokenizer), tests=[chat], max_new_tokens=1, tokens_at_once=512)
-    ours = exam.take(Decoder(model), "base", Quiet())
+    ours = exam.take(Scorer(Decoder(model)), "base", Quiet())
     scores = theirs["results"]["kitchen"]
     assert [value(m, ours) for m in suite.metrics] == pytest.approx(
         [scores["acc,none"], scores["acc_norm,none"]], abs=1e-12

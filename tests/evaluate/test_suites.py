@@ -15,7 +15,7 @@ from luthier.conversation import Conversation, Message, make_conversation
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
 from luthier.errors import DataError, RecipeError
-from luthier.evaluate.exam import Exam
+from luthier.evaluate.exam import Exam, Scorer
 from luthier.evaluate.suites.changed import CHANGES, from_tests, misspell, reword, swap_gender
 from luthier.evaluate.suites.files import from_file
 from luthier.evaluate.suites.suite import LESS, MORE, Suite, form_metrics
@@ -41,7 +41,7 @@ def use(**fields: Any) -> SuiteUse:
 def taken(tiny: Path, decoder: Decoder, suite: Suite) -> list[Sample]:
     encoder = Encoder(load_tokenizer(find_base(str(tiny))))
     exam = Exam(suite, encoder, tests=[chat("Hello")], max_new_tokens=2, tokens_at_once=512)
-    return exam.take(decoder, "base", Quiet())
+    return exam.take(Scorer(decoder), "base", Quiet())
 
 
 def chat(asked: str, answer: str = "Yes.", source: str = "x.jsonl:1") -> Conversation:

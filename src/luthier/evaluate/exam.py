@@ -46,6 +46,31 @@ class Asked:
         return Answer(self.tokenizer.decode(ids, skip_special_tokens=True).strip(), len(ids) >= self.max_new_tokens)
 
 
+class Scorer:
+    """One model's likelihoods. What several suites ask alike, such as a test row beside its misspelt form, is scored
+    once."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self._known: dict[bytes, float] = {}
+
+    def __call__(self, encoded: Sequence[Encoded], tokens_at_once: int, name: str, report: Reporter) -> list[float]:
+        """Summed negative log-likelihood of each one's learned tokens."""
+        keys = [_what_is_scored(e) for e in encoded]
+        new = {key: e for key, e in zip(keys, encoded, strict=True) if key not in self._known}
+        if new:
+            with report.bar(name, len(new)) as advance:
+                nats = score_all(self.decoder, [*new.values()], tokens_at_once, advance)
+            self._known |= zip(new, nats, strict=True)
+        return [self._known[key] for key in keys]
+
+
+def _what_is_scored(encoded: Encoded) -> bytes:
+    """A hash of the tokens up to the last learned one, and of which of them are learned."""
+    stop = _last_learned(encoded) + 1
+    return hashlib.sha256(json.dumps([encoded.ids[:stop], encoded.learn[:stop]]).encode()).digest()
+
+
 class Answer(NamedTuple):
     text: str
     cut: bool = False
@@ -110,16 +135,16 @@ class Exam:
         what = [model, asked, ids, how, packages, [f.name for f in fields(Sample)]]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
-    def take(self, decoder: Decoder, name: str, report: Reporter, write: Write = write_here) -> list[Sample]:
+    def take(self, scorer: Scorer, name: str, report: Reporter, write: Write = write_here) -> list[Sample]:
         """The model's answers, and its likelihood of the references and of the choices.
 
         One sample an item, or as many as answers were drawn: `ID #2` is the second of an item.
         """
         items, shown = self.suite.items, f"{name}: {self.suite.name}"
-        answers = self._written(decoder, f"{shown}, answers", report, write) if self._prompts else {}
-        nats = self._nats(decoder, self._scored, f"{shown}, likelihood", report) or [0.0] * len(items)
+        answers = self._written(scorer.decoder, f"{shown}, answers", report, write) if self._prompts else {}
+        nats = scorer(self._scored, self._tokens_at_once, f"{shown}, likelihood", report) or [0.0] * len(items)
         flat = [e for choices in self._choices for e in choices]
-        of_choices = iter(self._nats(decoder, flat, f"{shown}, choices", report))
+        of_choices = iter(scorer(flat, self._tokens_at_once, f"{shown}, choices", report))
         found = []
         for n, item in enumerate(items):
             choices = {name: next(of_choices) for name in item.choices} or None
@@ -141,13 +166,6 @@ class Exam:
         if self._scored:
             return self._scored[n].n_learned
         return self._choices[n][0].n_learned if self._choices[n] else 0
-
-    def _nats(self, decoder: Decoder, encoded: Sequence[Encoded], name: str, report: Reporter) -> list[float]:
-        """Summed negative log-likelihood of each one's learned tokens."""
-        if not encoded:
-            return []
-        with report.bar(name, len(encoded)) as advance:
-            return score_all(decoder, encoded, self._tokens_at_once, advance)
 
 
 def _choice(encoder: Encoder, choice: Conversation | Text, item: Item) -> Encoded:

@@ -19,7 +19,18 @@ from luthier.errors import DataError, RunError
 from luthier.evaluate.clean import contaminated
 from luthier.evaluate.compare import Answers, compare_models, judged
 from luthier.evaluate.coverage import coverage
-from luthier.evaluate.exam import TEST, Answer, Drawing, Exam, Write, dump_samples, load_answers, sample_of, write_here
+from luthier.evaluate.exam import (
+    TEST,
+    Answer,
+    Drawing,
+    Exam,
+    Scorer,
+    Write,
+    dump_samples,
+    load_answers,
+    sample_of,
+    write_here,
+)
 from luthier.evaluate.fluency import Reader
 from luthier.evaluate.judges.judge import Votes, judge_answers, open_judge
 from luthier.evaluate.metrics import default_metrics
@@ -219,15 +230,15 @@ def _exam(suite: Suite, encoder: Encoder, tests: Sequence[Conversation], recipe:
 
 def _answers(exams: Sequence[Exam], model: _Model, servers: Servers | None, kept: Path, report: Reporter) -> bytes:
     """What one model answers in every exam; the model is loaded only where an answer is not `kept` from before."""
-    decoder, found, known = None, [], 0
+    scorer, found, known = None, [], 0
     with _writing(model, servers, kept, report) as write:
         for exam in exams:
             path = kept / f"{exam.key(model.fingerprint, servers.model if servers else '')}.jsonl"
             if path.is_file():
                 known += 1
             else:
-                decoder = decoder or Decoder(model.load())
-                write_atomically(path, dump_samples(exam.take(decoder, model.name, report, write), exam.suite.name))
+                scorer = scorer or Scorer(Decoder(model.load()))
+                write_atomically(path, dump_samples(exam.take(scorer, model.name, report, write), exam.suite.name))
             found.append(path.read_bytes())
     if known:
         part = "" if known == len(exams) else f" to {known} of {len(exams)} sets of questions"
