@@ -257,10 +257,14 @@ def test_a_metric_inside_a_metric_is_seen(project: Path) -> None:
 
 
 def test_the_base_reads_the_answers_where_fluency_is_measured(project: Path) -> None:
-    asked = "evaluate.metrics=[perplexity, {use: 'own:has_number'}, fluency]", "evaluate.temperature=1.0"
+    gap = "{use: group_gap, by: topic, groups: [kitchen, garden], of: fluency}"
+    asked = f"evaluate.metrics=[perplexity, {{use: 'own:has_number'}}, fluency, {gap}]", "evaluate.temperature=1.0"
     done, _ = run(project, *asked)
     report = EvalReport.read(done.folder / "evaluate" / "evaluation.json")
-    assert report.metrics["fluency"].n > 0 and report.metrics["fluency"].baseline > 1
+    assert "group_gap" in report.metrics and report.metrics["fluency"].n > 0 and report.metrics["fluency"].baseline > 1
+    again, _ = run(project, *asked, "train.learning_rate=0.001", "release.rules.0.metric=fluency")
+    compared = lifecycle.compare(done.folder, again.folder)
+    assert compared.metrics["fluency"].baseline == pytest.approx(report.metrics["fluency"].value)
 
 
 def test_a_run_can_be_talked_to(project: Path) -> None:

@@ -122,12 +122,10 @@ def _plugins(recipe: Recipe, origin: Path) -> list[str]:
     """Of each metric, and of one that it is made of, as `group_gap` is: its parameter `of`."""
     found = []
     for use in recipe.evaluate.metrics:
-        found.append(METRICS.fingerprint(use.use, origin))
-        of = use.params.get("of")
-        inner = of.get("use") if isinstance(of, dict) else of
-        if isinstance(inner, str):
-            with suppress(RecipeError):  # which making the metric says, if it is meant as one
-                found.append(METRICS.fingerprint(inner, origin))
+        name, *inner = use.names
+        found.append(METRICS.fingerprint(name, origin))
+        with suppress(RecipeError):  # which making the metric says, if it is meant as one
+            found += [METRICS.fingerprint(other, origin) for other in inner]
     return found
 
 

@@ -49,6 +49,13 @@ class Use(Section):
     def params(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its own, and that of a plug-in that it is made `of`, as `group_gap` is."""
+        of = self.params.get("of")
+        inner = of.get("use") if isinstance(of, dict) else of
+        return (self.use, inner) if isinstance(inner, str) else (self.use,)
+
 
 class Source(Section):
     path: str

@@ -118,12 +118,13 @@ def evaluate(
     taken, servers = {}, recipe.evaluate.servers
     for model in models:
         write_atomically(out / f"{model.name}.jsonl", _answers(exams, model, servers, answers, report))
+        if any("fluency" in use.names for use in recipe.evaluate.metrics):
+            tokens_at_once = recipe.train.tokens_per_micro_batch
+            reader = Reader(base.fingerprint, models[0].load, encoder, tokens_at_once, answers)
+            _read(out / f"{model.name}.jsonl", reader, report)
         more += about(servers, model.fingerprint, answers, model.name) if servers else []
         shown = Path(base.name).name if model.name == "base" else model.name
         taken[model.name] = load_answers(shown, out / f"{model.name}.jsonl", recipe.evaluate.cluster_by)
-    if "fluency" in _names(metrics):
-        reader = Reader(base.fingerprint, models[0].load, encoder, recipe.train.tokens_per_micro_batch, answers)
-        taken = {name: replace(of, samples=reader(of.samples, report)) for name, of in taken.items()}
     both = taken["tuned"], taken["base"]
     samples = [of.samples for of in both]
     said = votes(judged([], *samples)) if votes else {}
@@ -188,7 +189,8 @@ def _all_right(conversation: Conversation, labels: tuple[str, ...]) -> Sample:
     """What a model would leave that gives the reference itself."""
     choices = {label: float(label != conversation.answer) for label in labels} or None
     item = Item(conversation)
-    return sample_of(item, n_tokens=1, nats=1.0, answer=Answer(conversation.answer), choices=choices)
+    made = sample_of(item, n_tokens=1, nats=1.0, answer=Answer(conversation.answer), choices=choices)
+    return replace(made, read=(1.0, 1))
 
 
 def _suites(
@@ -244,6 +246,13 @@ def _answers(exams: Sequence[Exam], model: _Model, servers: Servers | None, kept
         part = "" if known == len(exams) else f" to {known} of {len(exams)} sets of questions"
         report.say(f"{model.name}: answers known from an earlier run{part}")
     return b"".join(found)
+
+
+def _read(path: Path, reader: Reader, report: Reporter) -> None:
+    """Put what the base model makes of each answer beside it."""
+    kept = load_answers("", path, None)
+    samples = {TEST: reader(kept.samples, report), **kept.suites}
+    write_atomically(path, b"".join(dump_samples(found, of) for of, found in samples.items()))
 
 
 def _writing(
