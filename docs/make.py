@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from luthier.settings import Full, Lora, Recipe
+from luthier.settings import Full, Lora, Partial, Peft, Recipe
 
 PAGE = Path(__file__).with_name("recipe.md")
 HEAD = """# The recipe: every setting
@@ -19,7 +19,12 @@ Written by `make docs` from `luthier/settings.py`. Recipes are YAML 1.2, read st
 in quotes or a rule on a metric that nobody measures is an error before anything runs. Paths count from the recipe.
 `luthier init` writes a commented example.
 """
-UNIONS: dict[str, type[BaseModel]] = {"model.adapt (lora)": Lora, "model.adapt (full)": Full}
+UNIONS: dict[str, type[BaseModel]] = {
+    "model.adapt (lora)": Lora,
+    "model.adapt (peft)": Peft,
+    "model.adapt (partial)": Partial,
+    "model.adapt (full)": Full,
+}
 
 
 def page() -> str:

@@ -1,41 +1,48 @@
-"""Make a base model trainable: all of it, or low-rank adapters beside frozen weights (peft)."""
+"""Make a base model trainable: all of it, a part of it, or adapters beside frozen weights (peft).
+
+What is trained is saved as plain transformers or peft load it, on the *unchanged* base model. This module knows nothing
+of losses, steps or learning rates.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from luthier.errors import ModelError, did_you_mean
+from luthier.errors import ModelError, did_you_mean, first_line
 from luthier.models import Base, quiet_transformers
-from luthier.settings import Adapt, Lora
+from luthier.settings import WHOLE, Adapt, Lora, Partial, Peft
+from luthier.techniques import UNMERGED, config_class
 
 
 def adapt(model: nn.Module, how: Adapt, base: Base, seed: int) -> nn.Module:
-    """The model with trainable parameters in float32, drawn by `seed`. Raises ModelError LU-M010."""
-    torch.manual_seed(seed)
-    if not isinstance(how, Lora):
-        return model.float().requires_grad_(True)  # updates at small rates vanish in bfloat16
-    from peft import LoraConfig, get_peft_model
+    """The model with trainable parameters in float32, drawn by `seed`.
 
-    target: Any = how.target if isinstance(how.target, str) else list(how.target)
-    config = LoraConfig(
-        r=how.rank, lora_alpha=how.alpha, lora_dropout=how.dropout, target_modules=target, task_type="CAUSAL_LM"
-    )
-    try:
-        with quiet_transformers():
-            adapted = get_peft_model(model, config)
-    except ValueError as error:
-        names = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-        raise ModelError.of(
-            "LU-M010",
-            f"model.adapt.target: {how.target}",
-            str(error).splitlines()[0],
-            did_you_mean(str(how.target), names),
-        ) from None
+    Raises ModelError: LU-M010, the model has nothing of the name that is to be trained; LU-M012, a rank is larger than
+    a layer, or there are fewer layers; LU-M013, the technique cannot take what it is to adapt.
+    """
+    torch.manual_seed(seed)
+    if isinstance(how, WHOLE):
+        model = model.float()  # updates at small rates vanish in bfloat16
+        return _unfreeze(model, how) if isinstance(how, Partial) else model.requires_grad_(True)
+    if isinstance(how, Lora) and how.changes_base:
+        model = model.float()  # what rounding would take out of the base's weights would be in no adapter
+    adapted = _with_adapter(model, how)
     adapted.peft_config["default"].base_model_name_or_path = base.public_name
+    _check_tied(adapted, how)
+    if isinstance(how, Lora):
+        _check_lora(adapted, how)
+        if how.changes_base:
+            adapted.begun_with = _adapter_weights(adapted)
+    for parameter in trainable(adapted).values():
+        parameter.data = parameter.data.float()  # peft does it for some techniques only
     return adapted  # type: ignore[no-any-return]
 
 
@@ -43,21 +50,197 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+# -- a part of the weights -------------------------------------------------------------------------------
+
+
+def _unfreeze(model: nn.Module, how: Partial) -> nn.Module:
+    """The model with all weights frozen but those that a setting names; tied weights go by any of their names."""
+    model.requires_grad_(False)
+    early = _early_layers(model, how.last_layers) if how.last_layers else None
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in parameters.items():
+        layer = _layer_of(name)
+        late = early is not None and layer is not None and layer not in early
+        if late or (how.bitfit and name.endswith(".bias")) or (how.train and _is_named(name, how.train)):
+            parameter.requires_grad_(True)
+    if not trainable(model):
+        raise _nothing("train" if how.train else "bitfit", how.train or ".bias", parameters)
+    return model
+
+
+def _is_named(name: str, names: str | tuple[str, ...]) -> bool:
+    """By a regular expression for the whole name, or by one of its parts."""
+    if isinstance(names, str):
+        return re.fullmatch(names, name) is not None
+    return any(f".{part}." in f".{name}." for part in names)
+
+
+def _layer_of(name: str) -> int | None:
+    """The layer's number in a weight's name: the first part that is a number."""
+    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
+
+
+def _early_layers(model: Any, last: int) -> range:
+    """All layers but the `last` ones. Raises ModelError LU-M012."""
+    n = model.config.get_text_config().num_hidden_layers
+    if last > n:
+        raise ModelError.of("LU-M012", "model.adapt.last_layers", f"there are {n} layers, not {last}")
+    return range(n - last)
+
+
+def _nothing(setting: str, wanted: str | tuple[str, ...] | None, names: Iterable[str]) -> ModelError:
+    text = wanted if isinstance(wanted, str) else ", ".join(wanted or ())
+    parts = {part for name in names for part in name.split(".") if part and not part.isdecimal()}
+    return ModelError.of(
+        "LU-M010",
+        f"model.adapt.{setting}: {text}",
+        "the model has nothing of this name",
+        did_you_mean(text, parts),
+    )
+
+
+# -- adapters --------------------------------------------------------------------------------------------
+
+
+def _with_adapter(model: nn.Module, how: Lora | Peft) -> Any:
+    """The model in peft's wrapping. Raises ModelError LU-M010, LU-M012, LU-M013."""
+    from peft import get_peft_model
+    from peft.tuners.tuners_utils import NoMatchingPeftModuleError
+
+    try:
+        with quiet_transformers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a pattern that fits nothing is an error here, and PiSSA is converted
+            return get_peft_model(model, _lora_config(model, how) if isinstance(how, Lora) else _peft_config(how))
+    except NoMatchingPeftModuleError:
+        raise _nothing("target", how.target, (name for name, _ in model.named_modules())) from None
+    except (ValueError, TypeError) as error:
+        raise _misfit(how, f"peft cannot adapt this model so: {first_line(error)}") from None
+
+
+def _misfit(how: Lora | Peft, found: str) -> ModelError:
+    advice = "model.adapt.target names what is adapted; docs/techniques.md says what each technique takes"
+    return ModelError.of("LU-M013", f"model.adapt: {'lora' if isinstance(how, Lora) else how.type}", found, advice)
+
+
+def _check_tied(adapted: Any, how: Lora | Peft) -> None:
+    """Raises ModelError LU-M013 for an adapter on tied embeddings: merged, it would change input and output alike."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    inner = adapted.get_base_model()
+    ends = (inner.get_input_embeddings(), inner.get_output_embeddings())
+    if inner.config.get_text_config().tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
+        raise _misfit(how, "input and output embeddings are one tensor, which an adapter cannot change for one of them")
+
+
+def _lora_config(model: nn.Module, how: Lora) -> Any:
+    from peft import LoraConfig
+
+    early = _early_layers(model, how.last_layers) if how.last_layers else ()
+    return LoraConfig(
+        r=how.rank,
+        lora_alpha=how.alpha,
+        lora_dropout=how.dropout,
+        target_modules=_listed(how.target),
+        exclude_modules=rf"(?:[^.]*[^.\d][^.]*\.)+(?:{'|'.join(map(str, early))})\..*" if early else None,
+        use_rslora=how.rslora,
+        use_dora=how.dora,
+        init_lora_weights=True if how.init == "default" else how.init,
+        rank_pattern=dict(how.rank_pattern),
+        alpha_pattern=dict(how.alpha_pattern),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _peft_config(how: Peft) -> Any:
+    return config_class(how.type)(target_modules=_listed(how.target), task_type="CAUSAL_LM", **how.params)
+
+
+def _listed(target: str | tuple[str, ...] | None) -> Any:
+    return list(target) if isinstance(target, tuple) else target
+
+
+def _check_lora(adapted: Any, how: Lora) -> None:
+    """Raises ModelError LU-M010 for a pattern that no adapted module fits, LU-M012 for a rank above a layer's."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = {name: m for name, m in adapted.get_base_model().named_modules() if isinstance(m, LoraLayer)}
+    for setting, patterns in (("rank_pattern", how.rank_pattern), ("alpha_pattern", how.alpha_pattern)):
+        for pattern in patterns:
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in layers):  # as peft looks for them
+                raise _nothing(setting, pattern, layers)
+    for name, layer in layers.items():
+        rank, most = layer.r["default"], min(layer.in_features, layer.out_features)
+        if rank > most:
+            raise ModelError.of(
+                "LU-M012",
+                "model.adapt.rank",
+                f"{rank} is more than {name.rpartition('.')[2]} has: {layer.in_features} x {layer.out_features}",
+                f"{most} at most, or leave these layers out by target, or give them their own in rank_pattern",
+            )
+
+
+# -- saving and loading ----------------------------------------------------------------------------------
+
+
 def save_adapted(model: Any, folder: Path, tokenizer: Any) -> None:
     """Write what plain transformers or peft load: an adapter folder, or a whole model; and the tokenizer."""
     if hasattr(model, "peft_config"):
-        model.save_pretrained(folder, save_embedding_layers=False)
+        _save_adapter(model, folder)
         (folder / "README.md").unlink(missing_ok=True)  # peft's template; our card says what was measured
     else:
-        model.save_pretrained(folder)
+        with quiet_transformers():
+            model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _save_adapter(model: Any, folder: Path) -> None:
+    """Where training began with B0A0 out of the base's weights, BA - B0A0 as an adapter of twice the rank.
+
+    So it fits the unchanged base. peft converts too, but looks for the base's configuration on the hub meanwhile.
+    """
+    from safetensors.torch import load_file, save_file
+
+    model.save_pretrained(folder, save_embedding_layers=False)
+    begun_with = getattr(model, "begun_with", None)
+    if begun_with is None:
+        return
+    weights = load_file(folder / "adapter_model.safetensors")
+    for name, begun in begun_with.items():
+        is_a = name.endswith(("lora_A.weight", "lora_embedding_A"))
+        weights[name] = torch.cat([weights[name], begun if is_a else -begun], dim=0 if is_a else 1)
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(_of_twice_the_rank(json.loads(path.read_text())), indent=2, sort_keys=True))
+
+
+def _of_twice_the_rank(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the same adapter, equally scaled, that begins as LoRA does."""
+    times = 2**0.5 if config["use_rslora"] else 2
+    return config | {
+        "init_lora_weights": True,
+        "r": 2 * config["r"],
+        "lora_alpha": times * config["lora_alpha"],
+        "rank_pattern": {name: 2 * rank for name, rank in config["rank_pattern"].items()},
+        "alpha_pattern": {name: times * alpha for name, alpha in config["alpha_pattern"].items()},
+    }
+
+
+def _adapter_weights(adapted: Any) -> dict[str, torch.Tensor]:
+    """A copy of the adapter's weights, by the names of peft's files."""
+    from peft import get_peft_model_state_dict
+
+    weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return {name: weight.detach().cpu().clone() for name, weight in weights.items()}
 
 
 def load_adapted(model: nn.Module, folder: Path) -> nn.Module:
     """The base model with the adapter of `folder`, unmerged, in evaluation mode."""
     from peft import PeftModel
 
-    with quiet_transformers():
+    with quiet_transformers(), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", module="peft.tuners"
+        )  # that BEFT is not merged; missing weights are still said
         return PeftModel.from_pretrained(model, folder).eval()  # type: ignore[no-any-return]
 
 
@@ -66,12 +249,16 @@ def is_adapter(folder: Path) -> bool:
 
 
 def load_merged(model: nn.Module, folder: Path) -> nn.Module:
-    """The tuned model as plain weights, W + scale BA for an adapter; `model`'s own weights are changed.
+    """The tuned model as plain weights, W + scale BA for LoRA; `model`'s own weights are changed.
 
-    For a whole model the weights of `folder` replace those of `model`.
+    An adapter that cannot be merged stays beside them. For a whole model the weights of `folder` replace those of
+    `model`. Raises ModelError LU-M011.
     """
     if is_adapter(folder):
-        return load_adapted(model, folder).merge_and_unload().eval()  # type: ignore[no-any-return,operator]
+        adapted: Any = load_adapted(model, folder)
+        if adapted.peft_config["default"].peft_type.value in UNMERGED:
+            return adapted  # type: ignore[no-any-return]
+        return adapted.merge_and_unload().eval()  # type: ignore[no-any-return]
     from safetensors.torch import load_file
 
     weights: dict[str, torch.Tensor] = {}

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ValidationError
 
 from luthier.errors import Problem, RecipeError, did_you_mean, printable
 from luthier.plugins import METRICS, Registry
-from luthier.settings import HUMAN_PREFERENCE, Judge, Recipe, Use, metric_name
+from luthier.settings import HUMAN_PREFERENCE, Judge, Peft, Recipe, Use, metric_name
 from luthier.strict_yaml import dump_yaml, parse_yaml
+from luthier.techniques import check_params
 
 MAX_RECIPE_BYTES = 1 << 20
 
@@ -70,6 +71,9 @@ def validate(tree: dict[str, Any], where: str, folder: Path) -> Recipe:
         wrong = [e for e in error.errors() if not (e["type"] == "too_short" and e["input"])]
         raise RecipeError(*problems, *(_explain(e, where) for e in wrong)) from None
     problems += _check_plugins(recipe, where, folder)
+    adapt = recipe.model.adapt
+    if isinstance(adapt, Peft) and adapt.params:
+        problems += check_params(adapt.type, adapt.params, f"{where}: model.adapt.params")
     if problems:
         raise RecipeError(*problems)
     return recipe
@@ -178,7 +182,8 @@ def _set(tree: dict[str, Any], assignment: str) -> None:
 
 
 def _explain(error: Any, where: str) -> Problem:
-    loc = [p for p in error["loc"] if p not in ("full", "lora")]  # discriminator tags are no settings
+    tags = ("full", "partial", "lora", "peft")  # of the union `adapt`: no settings
+    loc = [p for p in error["loc"] if p not in tags]
     place = ".".join(map(str, loc))
     where = f"{where}: {place}" if place else where
     if error["type"] == "extra_forbidden":

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from luthier.conversation import Side
 from luthier.errors import did_you_mean
 from luthier.suites import SHIPPED, Form, metrics_of
+from luthier.techniques import TECHNIQUES, UNMERGED, not_trained
 
 HUMAN_PREFERENCE = "human_preference"
 """The metric that people measure, in `luthier review`."""
@@ -109,8 +110,38 @@ class Data(Section):
     slices: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
+def _is_pattern(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    try:
+        re.compile(value if isinstance(value, str) else "")
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from None
+    return value
+
+
+Pattern = Annotated[str, AfterValidator(_is_pattern)]
+Names = Annotated[str | Annotated[tuple[str, ...], Field(strict=False)], AfterValidator(_is_pattern)]
+
+
 class Full(Section):
     method: Literal["full"]
+
+
+class Partial(Section):
+    """Some of the model's own weights, all that one of these settings names; saved as a whole model."""
+
+    method: Literal["partial"]
+    train: Names | None = None
+    """Weights: a regular expression for the whole name, '.*norm.*', or a list of parts of names, [norm, lm_head]."""
+    bitfit: bool = False
+    """Every bias."""
+    last_layers: Count | None = None
+    """All of the model's last so many layers."""
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> Partial:
+        if not (self.train or self.bitfit or self.last_layers):
+            raise ValueError("say what to train: `train`, `bitfit` or `last_layers`")
+        return self
 
 
 class Lora(Section):
@@ -118,10 +149,58 @@ class Lora(Section):
     rank: Count = 16
     alpha: Positive = 32.0
     dropout: Fraction = 0.0
-    target: str | Annotated[tuple[str, ...], Field(strict=False)] = "all-linear"
+    target: Names = "all-linear"
+    """`all-linear`, a regular expression for whole names of modules, or a list of their endings."""
+    last_layers: Count | None = None
+    """Only in the model's last so many layers, where the backward pass then ends."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank), so that large ranks learn as fast as small ones; else by alpha / rank."""
+    dora: bool = False
+    """Learn the norm of each row of a weight apart from its direction."""
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
+    """default, gaussian, orthogonal, pissa or olora. The last two begin with a weight's main directions; saved is the
+    change alone, as LoRA of twice the rank."""
+    lora_plus_ratio: Positive = 1.0
+    """The learning rate of B, in multiples of A's."""
+    rank_pattern: dict[Pattern, Count] = {}
+    """Other ranks by a regular expression for the end of a module's name, e.g. {v_proj: 32}."""
+    alpha_pattern: dict[Pattern, Positive] = {}
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the adapter begins with a part of the base model's weights, which is taken out of them."""
+        return self.init in ("pissa", "olora")
+
+    @model_validator(mode="after")
+    def _can_be_begun_and_saved(self) -> Lora:
+        if self.changes_base and self.dora:
+            raise ValueError(f"dora with init {self.init} cannot be saved as an adapter of the unchanged base model")
+        if self.init == "orthogonal" and any(rank % 2 for rank in (self.rank, *self.rank_pattern.values())):
+            raise ValueError("init orthogonal needs even ranks")
+        return self
 
 
-Adapt = Annotated[Full | Lora, Field(discriminator="method")]
+class Peft(Section):
+    """A technique of peft's beside LoRA. `{method: ia3}` is short for `{method: peft, type: IA3}`."""
+
+    method: Literal["peft"]
+    type: str
+    """BEFT, BOFT, C3A, DELORA, HRA, IA3, LOHA, LOKR, MISS, OFT, VBLORA or VERA."""
+    target: Names | None = None
+    """As with LoRA; None: the modules that peft takes by default for this architecture."""
+    params: dict[str, Any] = {}
+    """What peft's configuration class of this type takes; checked against it."""
+
+    @model_validator(mode="after")
+    def _may_train(self) -> Peft:
+        if reason := not_trained(self.type):
+            raise ValueError(reason)
+        return self
+
+
+Adapt = Annotated[Full | Partial | Lora | Peft, Field(discriminator="method")]
+WHOLE = (Full, Partial)
+"""What leaves a whole model; the others leave an adapter."""
 
 
 class Model(Section):
@@ -134,7 +213,12 @@ class Model(Section):
     def _lora_unless_said(cls, value: Any) -> Any:
         """So that `adapt: {rank: 8}` is enough; `to_yaml`, which leaves out defaults, writes it so."""
         adapt = value.get("adapt") if isinstance(value, dict) else None
-        return {**value, "adapt": {"method": "lora", **adapt}} if isinstance(adapt, dict) else value
+        if not isinstance(adapt, dict):
+            return value
+        technique = str(adapt.get("method")).upper()
+        if technique in TECHNIQUES:
+            adapt = {**adapt, "method": "peft", "type": technique}
+        return {**value, "adapt": {"method": "lora", **adapt}}
 
 
 class EarlyStopping(Section):
@@ -402,8 +486,20 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _servers_can_load_what_is_trained(self) -> Recipe:
-        if self.evaluate.servers and not isinstance(self.model.adapt, Lora):
+        if not self.evaluate.servers:
+            return self
+        adapt = self.model.adapt
+        if not isinstance(adapt, Lora):
             raise ValueError("evaluate.servers load the tuned model as a LoRA adapter: use one, or evaluate without")
+        if adapt.dora or adapt.rank_pattern or adapt.alpha_pattern:  # vLLM: no DoRA, and one scale for all layers
+            raise ValueError("evaluate.servers load LoRA without dora, rank_pattern and alpha_pattern only")
+        return self
+
+    @model_validator(mode="after")
+    def _merges_what_can_be_merged(self) -> Recipe:
+        adapt = self.model.adapt
+        if "merged" in self.release.export and isinstance(adapt, Peft) and adapt.type in UNMERGED:
+            raise ValueError(f"release.export: {adapt.type} cannot be merged; the adapter is exported in any case")
         return self
 
 

@@ -32,6 +32,7 @@ from luthier.release.evidence import (
 from luthier.release.failures import Kind, kinds_of_failure
 from luthier.release.learning import in_words, learning
 from luthier.release.provenance import ANNEX_XI, training_flops, training_kwh
+from luthier.settings import WHOLE
 
 LONGEST_EXAMPLE = 600
 INTENDED: dict[Task, str] = {
@@ -110,7 +111,7 @@ def model_card(evidence: Evidence) -> str:
 
 def front_matter(evidence: Evidence) -> dict[str, Any]:
     """What model hubs read."""
-    peft = evidence.recipe.model.adapt.method != "full"
+    peft = not isinstance(evidence.recipe.model.adapt, WHOLE)
     base = evidence.environment["base_model"]
     front: dict[str, Any] = {}
     if "/" in base or base == evidence.recipe.model.base:  # a folder or file of this machine names nothing to others
@@ -184,7 +185,7 @@ def worst_slices(evidence: Evidence, k: int = 5) -> list[tuple[str, str, Compari
 def _loading(evidence: Evidence) -> str:
     """Python that loads the model, which lies beside the card, and asks it once."""
     base = evidence.environment["base_model"]
-    load = LOAD_FULL if evidence.recipe.model.adapt.method == "full" else LOAD_ADAPTER.format(base=base)
+    load = LOAD_FULL if isinstance(evidence.recipe.model.adapt, WHOLE) else LOAD_ADAPTER.format(base=base)
     ask = ASK_TEXT if evidence.audit.task == "text" else ASK_CHAT
     return load + ask + ANSWER.format(max_new_tokens=evidence.recipe.evaluate.max_new_tokens)
 

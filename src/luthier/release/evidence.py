@@ -23,7 +23,7 @@ from luthier.records import (
     Verdict,
 )
 from luthier.release.wording import meaning, p_value
-from luthier.settings import HUMAN_PREFERENCE, Recipe
+from luthier.settings import HUMAN_PREFERENCE, Lora, Partial, Peft, Recipe
 from luthier.stats import holm
 
 GENERAL = "general_perplexity"
@@ -121,7 +121,11 @@ def outcome_of(verdict: Verdict, metric: str, place: str = "") -> Outcome | None
 def method(recipe: Recipe) -> str:
     """How the weights were trained, in words."""
     adapt = recipe.model.adapt
-    return f"LoRA of rank {adapt.rank}" if adapt.method == "lora" else "full fine-tuning"
+    if isinstance(adapt, Lora):
+        return f"{'DoRA' if adapt.dora else 'LoRA'} of rank {adapt.rank}"
+    if isinstance(adapt, Peft):
+        return f"{adapt.type} by peft"
+    return "fine-tuning of a part of the weights" if isinstance(adapt, Partial) else "full fine-tuning"
 
 
 def main_metric(evidence: Evidence) -> str | None:

@@ -16,7 +16,7 @@ from luthier.files import fresh_folder
 from luthier.models import Base, load_model, load_tokenizer
 from luthier.progress import Quiet, Reporter
 from luthier.records import Check, TrainReport
-from luthier.settings import Recipe
+from luthier.settings import Lora, Recipe
 from luthier.train import checkpoint
 from luthier.train.data import StepData
 from luthier.train.loop import Plan, Progress, fit, from_json, to_json
@@ -40,7 +40,8 @@ def train(recipe: Recipe, prepared: Path, base: Base, out: Path, report: Reporte
     decoder = Decoder(model)
     data = read_data(recipe, prepared, tokenizer, share=decoder.shares)
     parameters = trainable(model)
-    optimizer = make_optimizer(parameters, settings)
+    how = recipe.model.adapt
+    optimizer = make_optimizer(parameters, settings, how.lora_plus_ratio if isinstance(how, Lora) else 1.0)
     checkpoints = out / "checkpoints"
     saved = checkpoint.resume(checkpoints, parameters, optimizer, report.say)
     progress = from_json(saved) if saved else Progress()

@@ -139,7 +139,7 @@ def _step(
     """One update; None if a signal came first, and then nothing has changed."""
     torch.manual_seed(_mix(plan.seed, progress.step))
     for group in optimizer.param_groups:
-        group["lr"] = plan.learning_rate(plan.fraction(replace(progress, step=progress.step + 1)))
+        group["lr"] = group["lr_ratio"] * plan.learning_rate(plan.fraction(replace(progress, step=progress.step + 1)))
     batches = data.step(progress.step)
     counts: dict[Unit, int] = {
         "token": sum(b.n_targets for b in batches),
@@ -187,7 +187,8 @@ def backward(decoder: Decoder, terms: Sequence[Term], batch: Batch, counts: dict
         loss.backward()
         first += sums[0].detach()
     assert leaf.grad is not None
-    hidden.backward(leaf.grad)
+    if hidden.requires_grad:  # not where the head alone is trained
+        hidden.backward(leaf.grad)
     return first
 
 

@@ -10,14 +10,26 @@ from torch import nn
 from luthier.settings import Train
 
 
-def make_optimizer(parameters: dict[str, nn.Parameter], settings: Train) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); weight decay on matrices, not on norms and biases."""
-    decayed = [p for p in parameters.values() if p.ndim >= 2]
-    rest = [p for p in parameters.values() if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}]
-    if rest:
-        groups.append({"params": rest, "weight_decay": 0.0})
-    return torch.optim.AdamW(groups, lr=settings.learning_rate)
+def make_optimizer(
+    parameters: dict[str, nn.Parameter], settings: Train, lora_plus_ratio: float = 1.0
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019); weight decay on matrices, not on norms and biases.
+
+    LoRA's B learns `lora_plus_ratio` times as fast as the rest (LoRA+, Hayou et al. 2024): the loop multiplies each
+    group's `lr_ratio` into the schedule's rate.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): []}  # matrices come first
+    for name, p in parameters.items():
+        ratio = lora_plus_ratio if ".lora_B." in name else 1.0
+        groups.setdefault((p.ndim >= 2, ratio), []).append(p)
+    return torch.optim.AdamW(
+        [
+            {"params": members, "weight_decay": settings.weight_decay if matrices else 0.0, "lr_ratio": ratio}
+            for (matrices, ratio), members in groups.items()
+            if members
+        ],
+        lr=settings.learning_rate,
+    )
 
 
 def learning_rate(settings: Train, fraction: float) -> float:
