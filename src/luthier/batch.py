@@ -76,7 +76,7 @@ class Batch:
 
     def unrolled(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows for models that cannot take a tree: ids (B, T), lengths (B,), and where in B*T each token is (N,)."""
-        paths = [torch.cat([torch.arange(s.start, s.stop) for s in self._path(i)]) for i in range(len(self.names))]
+        paths = [self.places(i) for i in range(len(self.names))]
         length = max(map(len, paths))
         rows = torch.zeros(len(paths), length, dtype=torch.int64)
         home = torch.zeros(self.ids.numel(), dtype=torch.int64)
@@ -87,11 +87,12 @@ class Batch:
         lengths = torch.tensor([len(p) for p in paths])
         return rows.to(self.ids.device), lengths.to(self.ids.device), home.to(self.ids.device)
 
-    def _path(self, example: int) -> list[Segment]:
-        """The example's segments, root first, the last one cut where the example ends."""
+    def places(self, example: int) -> Tensor:
+        """Where each token of an example is among the N: (T,)."""
         segment, stop = self.leaf[example]
-        last = Segment(self.segments[segment].start, stop, self.segments[segment].parent)
-        return [self.segments[i] for i in self.ancestors(segment)] + [last]
+        above = [self.segments[i] for i in self.ancestors(segment)]
+        spans = [*((s.start, s.stop) for s in above), (self.segments[segment].start, stop)]
+        return torch.cat([torch.arange(*span) for span in spans])
 
 
 def make_batch(examples: Sequence[Encoded], *, share: bool = True) -> Batch:

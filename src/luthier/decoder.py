@@ -40,6 +40,8 @@ class Decoder:
         # peft wraps; Any, because torch types the attributes of a Module as Tensor | Module
         self._inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.head = _head(self._inner)
+        self.shortcut: Callable[[Batch], Tensor] | None = None
+        """What `tree_states` gives, in less time: `trunk.kept_trunk` puts it here, and takes it away."""
         self._rows_only = "shared tokens would share their dropout" if _drops_out(self._inner) else None
         with quiet_transformers():
             self._rows_only = self._rows_only or _disagreement(self)
@@ -47,6 +49,10 @@ class Decoder:
     @property
     def path(self) -> str:
         return "prefix tree, each shared token once" if self._rows_only is None else f"row by row: {self._rows_only}"
+
+    @property
+    def body(self) -> Any:
+        return self._inner.get_decoder()
 
     @property
     def device(self) -> torch.device:
@@ -64,13 +70,13 @@ class Decoder:
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states (M, D) at the places that predict a learned token."""
         if self.shares:
-            states = self._tree_states(batch)
+            states = (self.shortcut or self.tree_states)(batch)
             return states.index_select(0, batch.predict_at)
         states, home = self._row_states(batch)
         return states.index_select(0, home.index_select(0, batch.predict_at))
 
-    def _tree_states(self, batch: Batch) -> Tensor:
-        """(N, D)"""
+    def tree_states(self, batch: Batch) -> Tensor:
+        """A packed tree through the whole body: (N, D)."""
         with self.packed() as run:
             return run(batch.ids, batch.positions, TreePlan.of(batch, next(self.model.parameters()).dtype).attend)
 
@@ -84,8 +90,7 @@ class Decoder:
         self._inner.set_attn_implementation(_packed_attention_name())
 
         def run(ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-            body = self._inner.get_decoder()
-            out = body(input_ids=ids[None], position_ids=positions[None], use_cache=False, packed_attend=attend)
+            out = self.body(input_ids=ids[None], position_ids=positions[None], use_cache=False, packed_attend=attend)
             return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
         try:
@@ -99,7 +104,7 @@ class Decoder:
         """(B*T, D) and where each of the N tokens is in it; rows are padded on the right."""
         rows, lengths, home = batch.unrolled()
         mask = torch.arange(rows.shape[1], device=rows.device)[None] < lengths[:, None]
-        out = self._inner.get_decoder()(input_ids=rows, attention_mask=mask.long(), use_cache=False)
+        out = self.body(input_ids=rows, attention_mask=mask.long(), use_cache=False)
         return out.last_hidden_state.flatten(0, 1), home
 
 
@@ -132,13 +137,12 @@ def _disagreement(decoder: Decoder) -> str | None:
     Raises ModelError LU-M005 where even the head differs: then no path would train what is served.
     """
     model, config = decoder._inner, decoder._inner.config
-    v = int(config.get_text_config().vocab_size)
-    rows = [[(7 * i + 3) % v for i in range(20)] + tail for tail in ([5 % v, 6 % v, 7 % v], [8 % v, 9 % v], [])]
-    batch = make_batch([Encoded(r, [True] * len(r), str(i), "") for i, r in enumerate(rows)]).to(decoder.device)
+    rows = probe_rows(decoder)
+    batch = make_batch(rows).to(decoder.device)
     was_training = model.training
     model.eval()
     try:
-        expected = torch.cat([model(torch.tensor([r], device=decoder.device)).logits[0, :-1].float() for r in rows])
+        expected = torch.cat([model(torch.tensor([r.ids], device=decoder.device)).logits[0, :-1].float() for r in rows])
         order = [(e, b) for e, b in zip(batch.edge.tolist(), batch.example.tolist(), strict=True)]
         by_example = torch.tensor(
             [e for e, _ in sorted(order, key=lambda p: (p[1], batch.positions[batch.predict_at[p[0]]]))]
@@ -162,12 +166,23 @@ def _disagreement(decoder: Decoder) -> str | None:
         if other := _layers(config) - {"full_attention"}:
             return f"its layers are not all full attention, but {', '.join(sorted(other))}"
         try:
-            worst = gap(decoder._tree_states(batch).index_select(0, batch.predict_at))
-        except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+            worst = gap(decoder.tree_states(batch).index_select(0, batch.predict_at))
+        except CANNOT_RUN as error:
             return f"its attention is not plain: {first_line(error)}"
         return None if worst <= tolerance else f"packed and single logits differ by {worst:.1e}"
     finally:
         model.train(was_training)
+
+
+CANNOT_RUN = (TypeError, ValueError, KeyError, RuntimeError, AttributeError)
+"""What a body raises that is run in a way that it was not made for."""
+
+
+def probe_rows(decoder: Decoder) -> list[Encoded]:
+    """Three short examples that begin alike: what a way to run the model is compared on at load."""
+    v = int(decoder.body.config.get_text_config().vocab_size)
+    rows = [[(7 * i + 3) % v for i in range(20)] + tail for tail in ([5 % v, 6 % v, 7 % v], [8 % v, 9 % v], [])]
+    return [Encoded(row, [True] * len(row), str(i), "") for i, row in enumerate(rows)]
 
 
 _ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}

@@ -369,7 +369,7 @@ class TrainReport(Record):
     """Learned tokens seen."""
     n_input_tokens: int
     n_computed_tokens: int
-    """Tokens that went through the model: fewer than the input tokens where prefixes were shared."""
+    """Tokens that went through the layers that learn: fewer than the input tokens where prefixes were shared."""
     seconds: float
     path: str
     """Which forward path ran, and why."""

@@ -55,7 +55,7 @@ def training_flops(training: TrainReport) -> float:
     Two for each weight and token in the forward pass, two for the gradients of the activations, two for those of the
     trained weights (Kaplan et al. 2020, section 2.1): 6 N where all are trained. Attention over the context is left
     out, and validation too. Too much where adapters sit on the upper layers alone, as the backward pass ends at the
-    lowest of them.
+    lowest of them and what is below runs once per example.
     """
     return (4.0 * training.n_parameters + 2.0 * training.n_trainable) * training.n_computed_tokens
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from luthier.adapt import adapt, save_adapted, trainable
 from luthier.conversation import read_conversations
@@ -22,6 +23,7 @@ from luthier.train.data import StepData
 from luthier.train.loop import Plan, Progress, fit, from_json, to_json
 from luthier.train.optim import learning_rate, make_optimizer
 from luthier.train.terms import CrossEntropy
+from luthier.trunk import kept_trunk
 
 CURVE_POINTS = 400
 
@@ -47,17 +49,18 @@ def train(recipe: Recipe, prepared: Path, base: Base, out: Path, report: Reporte
     progress = from_json(saved) if saved else Progress()
     if saved:
         report.say(f"going on from step {progress.step} of {data.n_steps}")
-    report.say(f"forward path: {decoder.path}")
 
     def save(at: Progress) -> None:
         checkpoint.save(checkpoints, at.step, parameters, optimizer, to_json(at), at.best_step)
 
-    with report.bar("train", data.n_steps, progress.step) as advance:
-        progress = fit(decoder, optimizer, [CrossEntropy()], data, make_plan(recipe, data), progress, save, advance)
+    with kept_trunk(decoder, data.homes(), out) as path:
+        report.say(f"forward path: {path}")
+        with report.bar("train", data.n_steps, progress.step) as advance:
+            progress = fit(decoder, optimizer, [CrossEntropy()], data, make_plan(recipe, data), progress, save, advance)
     checkpoint.load_weights(checkpoints, _kept_step(recipe, progress), parameters)
     with fresh_folder(out / "model") as building:
         save_adapted(model, building, tokenizer)
-    done = _report(recipe, decoder, data, progress)
+    done = _report(recipe, model, data, progress, path)
     done.write(out / "train.json")
     return done
 
@@ -107,13 +110,13 @@ def _kept_step(recipe: Recipe, progress: Progress) -> int:
     return progress.best_step if recipe.train.keep == "best" else progress.step
 
 
-def _report(recipe: Recipe, decoder: Decoder, data: StepData, progress: Progress) -> TrainReport:
+def _report(recipe: Recipe, model: nn.Module, data: StepData, progress: Progress, path: str) -> TrainReport:
     curve = progress.curve[:: max(len(progress.curve) // CURVE_POINTS, 1)]
     train_nll = dict(progress.curve)
     return TrainReport(
         method=recipe.model.adapt.method,
-        n_trainable=sum(p.numel() for p in trainable(decoder.model).values()),
-        n_parameters=sum(p.numel() for p in decoder.model.parameters()),
+        n_trainable=sum(p.numel() for p in trainable(model).values()),
+        n_parameters=sum(p.numel() for p in model.parameters()),
         steps_planned=data.n_steps,
         steps=progress.step,
         stopped=progress.stopped or "",
@@ -123,7 +126,7 @@ def _report(recipe: Recipe, decoder: Decoder, data: StepData, progress: Progress
         n_input_tokens=progress.n_input_tokens,
         n_computed_tokens=progress.n_computed_tokens,
         seconds=progress.seconds,
-        path=decoder.path,
+        path=path,
         checks=tuple(
             Check(step=s, nll=nll, train_nll=train_nll.get(s), best=s == progress.best_step)
             for s, nll in progress.checks

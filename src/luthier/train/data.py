@@ -37,12 +37,20 @@ class StepData:
 
     def step(self, step: int) -> list[Batch]:
         """The step's micro-batches, each within the token budget."""
-        groups = split_by_tokens(self.examples(step), self.tokens_per_micro_batch, share=self.share)
-        return [make_batch(group, share=self.share) for group in groups]
+        return [make_batch(group, share=self.share) for group in self._groups(self.examples(step))]
 
     def valid(self) -> Iterator[Batch]:
-        for group in split_by_tokens(self.validation, self.tokens_per_micro_batch, share=self.share):
+        for group in self._groups(self.validation):
             yield make_batch(group, share=self.share)
+
+    def homes(self) -> list[list[Encoded]]:
+        """The groups in which each example that is met more than once is met first: see `trunk.kept_trunk`."""
+        n_steps = math.ceil(len(self.train) / self.examples_per_step) if self.epochs > 1 else 0
+        sides = [self.validation, *(self.examples(step) for step in range(n_steps))]
+        return [group for side in sides for group in self._groups(side)]
+
+    def _groups(self, examples: Sequence[Encoded]) -> list[list[Encoded]]:
+        return split_by_tokens(examples, self.tokens_per_micro_batch, share=self.share)
 
 
 @lru_cache(maxsize=2)

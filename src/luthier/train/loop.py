@@ -35,7 +35,7 @@ class Progress:
     step: int = 0
     n_tokens: int = 0  # learned tokens seen
     n_input_tokens: int = 0  # tokens of all examples seen
-    n_computed_tokens: int = 0  # tokens that went through the model
+    n_computed_tokens: int = 0  # tokens that went through the layers that learn
     seconds: float = 0.0
     best_nll: float = math.inf
     best_step: int = 0
