@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -32,7 +31,7 @@ from luthier.evaluate.exam import (
     write_here,
 )
 from luthier.evaluate.fluency import Reader
-from luthier.evaluate.judges.judge import Votes, judge_answers, open_judge
+from luthier.evaluate.judges.judge import Bench, Votes, judge_answers, open_judge
 from luthier.evaluate.metrics import default_metrics
 from luthier.evaluate.metrics.build import build
 from luthier.evaluate.rules import check_names, check_rules, check_values
@@ -91,58 +90,96 @@ def evaluate(
         ModelError: LU-M006 to LU-M009, servers do not answer.
     """
     report = report or Quiet()
-    audit = AuditReport.read(prepared / "audit.json")
-    conversations, drawn = _test_side(recipe, prepared)
-    metrics = [build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)]
-    encoder = Encoder(load_tokenizer(base))
-    suites, more = _suites(recipe, conversations, folder, chats=_chats(encoder.tokenizer))
-    benches = [open_judge(judge, folder, recipe.seed) for judge in recipe.evaluate.judges]
-    check_names(metrics, suites)
-    check_rules(
-        recipe.release.rules,
-        [*_names(metrics), *_judged(recipe, votes is not None)],
-        suites,
-        [c.tags for c in conversations],
-    )
-    test = Suite(TEST, labelled(conversations, audit.labels), metrics, scored=True, written=True)
-    exams = [_exam(suite, encoder, conversations, recipe) for suite in (test, *suites)]
-    models = [
-        _Model("base", base.fingerprint, lambda: load_model(base)),
-        _Model(
-            "tuned",
-            f"{base.fingerprint} {folder_hash(trained)}",
-            lambda: load_merged(load_model(base), trained),
-            trained,
-        ),
-    ]
-    taken, servers = {}, recipe.evaluate.servers
-    for model in models:
-        write_atomically(out / f"{model.name}.jsonl", _answers(exams, model, servers, answers, report))
-        if any("fluency" in use.names for use in recipe.evaluate.metrics):
-            tokens_at_once = recipe.train.tokens_per_micro_batch
-            reader = Reader(base.fingerprint, models[0].load, encoder, tokens_at_once, answers)
-            _read(out / f"{model.name}.jsonl", reader, report)
-        more += about(servers, model.fingerprint, answers, model.name) if servers else []
-        shown = Path(base.name).name if model.name == "base" else model.name
-        taken[model.name] = load_answers(shown, out / f"{model.name}.jsonl", recipe.evaluate.cluster_by)
+    asked = _open(recipe, prepared, base, folder, voted=votes is not None)
+    test = Suite(TEST, labelled(asked.tests, asked.audit.labels), asked.metrics, scored=True, written=True)
+    exams = [_exam(suite, asked.encoder, asked.tests, recipe) for suite in (test, *asked.suites)]
+    taken = _take(exams, recipe, asked.encoder, base, trained, out, answers, report)
     both = taken["tuned"], taken["base"]
     samples = [of.samples for of in both]
     said = votes(judged([], *samples)) if votes else {}
-    judgement = judge_answers(benches, *samples, answers=answers, report=report, votes=said)
+    judgement = judge_answers(asked.benches, *samples, answers=answers, report=report, votes=said)
     result = compare_models(
         *both,
-        metrics=[*metrics, *judgement.metrics],
-        suites=suites,
+        metrics=[*asked.metrics, *judgement.metrics],
+        suites=asked.suites,
         recipe=recipe,
-        task=audit.task,
-        labels=audit.labels,
-        seen=_in_training(recipe, prepared, conversations),
+        task=asked.audit.task,
+        labels=asked.audit.labels,
+        seen=_in_training(recipe, prepared, asked.tests),
     )
     if requests:
-        result = result.model_copy(update={"coverage": coverage(conversations, requests, recipe.seed)})
-    result = result.model_copy(update={"notes": (*notes, *drawn, *more, *judgement.notes, *result.notes)})
+        result = result.model_copy(update={"coverage": coverage(asked.tests, requests, recipe.seed)})
+    served = _about_servers(recipe, base, trained, answers)
+    result = result.model_copy(update={"notes": (*notes, *asked.notes, *served, *judgement.notes, *result.notes)})
     result.write(out / "evaluation.json")
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What a recipe asks, and what it is measured by: all that is known before a model is loaded."""
+
+    audit: AuditReport
+    tests: Sequence[Conversation]
+    metrics: Sequence[Metric]
+    suites: Sequence[Suite]
+    benches: Sequence[Bench]
+    encoder: Encoder
+    notes: Sequence[str]
+
+
+def _open(recipe: Recipe, prepared: Path, base: Base, folder: Path, *, voted: bool) -> _Opened:
+    """Raises as `foresee`."""
+    audit = AuditReport.read(prepared / "audit.json")
+    tests, drawn = _test_side(recipe, prepared)
+    metrics = [build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)]
+    encoder = Encoder(load_tokenizer(base))
+    chats = bool(getattr(encoder.tokenizer, "chat_template", None))
+    suites, unasked = _suites(recipe, tests, folder, chats=chats)
+    benches = [open_judge(judge, folder, recipe.seed) for judge in recipe.evaluate.judges]
+    check_names(metrics, suites)
+    known = [*(m.name for m in metrics), *(name for judge in recipe.evaluate.judges for name in judge.measures(voted))]
+    check_rules(recipe.release.rules, known, suites, [c.tags for c in tests])
+    return _Opened(audit, tests, metrics, suites, benches, encoder, [*drawn, *unasked])
+
+
+def _models(base: Base, trained: Path) -> tuple[_Model, _Model]:
+    fingerprint = f"{base.fingerprint} {folder_hash(trained)}"
+    return (
+        _Model("base", base.fingerprint, lambda: load_model(base)),
+        _Model("tuned", fingerprint, lambda: load_merged(load_model(base), trained), trained),
+    )
+
+
+def _take(
+    exams: Sequence[Exam],
+    recipe: Recipe,
+    encoder: Encoder,
+    base: Base,
+    trained: Path,
+    out: Path,
+    answers: Path,
+    report: Reporter,
+) -> dict[str, Answers]:
+    """What both models answer, by `base` and `tuned`; left in `out` too."""
+    read = any("fluency" in use.names for use in recipe.evaluate.metrics)
+    reader = Reader(base.fingerprint, lambda: load_model(base), encoder, recipe.train.tokens_per_micro_batch, answers)
+    taken = {}
+    for model in _models(base, trained):
+        path = out / f"{model.name}.jsonl"
+        write_atomically(path, _answers(exams, model, recipe.evaluate.servers, answers, report))
+        if read:
+            _read(path, reader, report)
+        shown = Path(base.name).name if model.name == "base" else model.name
+        taken[model.name] = load_answers(shown, path, recipe.evaluate.cluster_by)
+    return taken
+
+
+def _about_servers(recipe: Recipe, base: Base, trained: Path, answers: Path) -> list[str]:
+    servers = recipe.evaluate.servers
+    if servers is None:
+        return []
+    return [note for m in _models(base, trained) for note in about(servers, m.fingerprint, answers, m.name)]
 
 
 def _in_training(recipe: Recipe, prepared: Path, tests: Sequence[Conversation]) -> dict[str, float]:
@@ -158,31 +195,11 @@ def foresee(recipe: Recipe, prepared: Path, base: Base, folder: Path, *, voted: 
     as `compare_models`, LU-E008 also where a rule's metric would have no value even if every answer were right (one
     label only, say), LU-E003 to LU-E005 where a rule's metric fails on such answers.
     """
-    audit = AuditReport.read(prepared / "audit.json")
-    conversations, _ = _test_side(recipe, prepared)
-    metrics = [build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)]
-    suites, _ = _suites(recipe, conversations, folder, chats=_chats(load_tokenizer(base)))
-    for judge in recipe.evaluate.judges:
-        open_judge(judge, folder, recipe.seed)
+    asked = _open(recipe, prepared, base, folder, voted=voted)
     if recipe.evaluate.servers:
         connect(recipe.evaluate.servers)
-    check_names(metrics, suites)
-    check_rules(
-        recipe.release.rules, [*_names(metrics), *_judged(recipe, voted)], suites, [c.tags for c in conversations]
-    )
-    check_values(recipe.release.rules, metrics, [_all_right(c, audit.labels) for c in conversations])
-
-
-def _chats(tokenizer: Any) -> bool:
-    return bool(getattr(tokenizer, "chat_template", None))
-
-
-def _names(metrics: Sequence[Metric]) -> list[str]:
-    return [metric.name for metric in metrics]
-
-
-def _judged(recipe: Recipe, voted: bool) -> list[str]:
-    return [name for judge in recipe.evaluate.judges for name in judge.measures(voted)]
+    right = [_all_right(c, asked.audit.labels) for c in asked.tests]
+    check_values(recipe.release.rules, asked.metrics, right)
 
 
 def _all_right(conversation: Conversation, labels: tuple[str, ...]) -> Sample:
