@@ -24,12 +24,14 @@ from luthier.batch import Batch, make_batch
 from luthier.decoder import Decoder, score
 from luthier.encode import Encoded
 from luthier.errors import ModelError
-from luthier.models import Base, cache_folder, context_tokens, find_base, load_model, load_tokenizer, quiet_transformers
+from luthier.files import cache_folder
+from luthier.models import Base, context_tokens, find_base, load_model, load_tokenizer, quiet_transformers
 
 # -- one model, three ways to run it ----------------------------------------------------------------------
 
 VOCABULARY = 64
 TREE = "prefix tree, each shared token once"
+FUSED = f"{TREE}; fused layers"
 
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -60,22 +62,22 @@ GPT2: dict[str, Any] = {
 STATE: dict[str, Any] = {k: SHAPE[k] for k in ("vocab_size", "hidden_size", "num_hidden_layers", "pad_token_id")}
 
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str]] = {
-    "llama": ("LlamaConfig", SHAPE, TREE),
-    "qwen2": ("Qwen2Config", SHAPE, TREE),
-    "qwen3": ("Qwen3Config", SHAPE | {"head_dim": 8}, TREE),
-    "mistral": ("MistralConfig", SHAPE | {"sliding_window": None}, TREE),
+    "llama": ("LlamaConfig", SHAPE, FUSED),
+    "qwen2": ("Qwen2Config", SHAPE, FUSED),
+    "qwen3": ("Qwen3Config", SHAPE | {"head_dim": 8}, FUSED),
+    "mistral": ("MistralConfig", SHAPE | {"sliding_window": None}, FUSED),
     "mistral, sliding": ("MistralConfig", SHAPE | {"sliding_window": 4}, "row by row: .*sliding_attention"),
-    "gemma": ("GemmaConfig", SHAPE | {"head_dim": 8}, TREE),
+    "gemma": ("GemmaConfig", SHAPE | {"head_dim": 8}, f"{TREE}; the model's own layers: its MLP is gated by GELUTanh"),
     "gemma2, full": (
         "Gemma2Config",
         SHAPE | {"head_dim": 8, "layer_types": ["full_attention"] * 2},
         "row by row: its attention is not plain: it asks for softcap",
     ),
     "gemma2": ("Gemma2Config", SHAPE | {"head_dim": 8, "sliding_window": 4}, "row by row: .*sliding_attention"),
-    "granite": ("GraniteConfig", SHAPE | {"logits_scaling": 3.0, "embedding_multiplier": 2.0}, TREE),
-    "cohere": ("CohereConfig", SHAPE | {"logit_scale": 0.5}, TREE),
-    "phi": ("PhiConfig", SHAPE | {"attention_dropout": 0.0}, TREE),
-    "gpt2": ("GPT2Config", GPT2, TREE),
+    "granite": ("GraniteConfig", SHAPE | {"logits_scaling": 3.0, "embedding_multiplier": 2.0}, FUSED),
+    "cohere": ("CohereConfig", SHAPE | {"logit_scale": 0.5}, f"{TREE}; the model's own layers: CohereDecoderLayer has"),
+    "phi": ("PhiConfig", SHAPE | {"attention_dropout": 0.0}, f"{TREE}; the model's own layers: PhiDecoderLayer has"),
+    "gpt2": ("GPT2Config", GPT2, f"{TREE}; the model's own layers: GPT2Block has"),
     "bloom": (
         "BloomConfig",
         {"vocab_size": VOCABULARY, "hidden_size": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.2},
@@ -250,7 +252,7 @@ def test_a_model_whose_head_is_unusual_is_refused() -> None:
 def test_the_built_in_model_runs_as_a_tree_and_agrees(smollm2: Base) -> None:
     model = load_model(smollm2, dtype=torch.float32)
     decoder = Decoder(model)
-    assert decoder.path == TREE
+    assert decoder.path == FUSED
     tokenizer = load_tokenizer(smollm2)
     texts = ["The kettle holds two litres of water.", "The kettle holds two cups.", "A garden"]
     examples = [Encoded(ids, [True] * len(ids), t, "") for t in texts for ids in [tokenizer(t)["input_ids"]]]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_models import ARCHITECTURES, TREE, random_examples
+from test_models import ARCHITECTURES, FUSED, TREE, random_examples
 from torch import Tensor, nn
 
 from luthier import trunk
@@ -65,14 +65,14 @@ def check_equal(
 
 
 @pytest.mark.parametrize("learning_from", [1, 2, 3])
-@pytest.mark.parametrize("architecture", [name for name, (*_, path) in ARCHITECTURES.items() if path == TREE])
+@pytest.mark.parametrize("architecture", [name for name, (*_, path) in ARCHITECTURES.items() if path.startswith(TREE)])
 def test_losses_and_gradients_are_those_of_all_layers(architecture: str, learning_from: int, tmp_path: Path) -> None:
     decoder, examples = Decoder(built(architecture, learning_from)), random_examples(1)
     groups = steps(examples, 6)
     expected = [loss_and_gradient(decoder, group) for group in groups]
     with kept_trunk(decoder, [*steps(examples, 2, seed=1), examples], tmp_path) as path:
         which = "layer 0" if learning_from == 1 else f"layers 0 to {learning_from - 1}"
-        assert path == f"{TREE}; {which} once per example"
+        assert path == f"{decoder.path}; {which} once per example"
         assert decoder.shortcut is not None
         for group, wanted in zip(groups, expected, strict=True):
             check_equal(loss_and_gradient(decoder, group), wanted)
@@ -80,7 +80,7 @@ def test_losses_and_gradients_are_those_of_all_layers(architecture: str, learnin
     check_equal(loss_and_gradient(decoder, groups[0]), expected[0])
 
 
-@pytest.mark.parametrize("architecture", [name for name, (*_, path) in ARCHITECTURES.items() if path != TREE])
+@pytest.mark.parametrize("architecture", [name for name, (*_, path) in ARCHITECTURES.items() if TREE not in path])
 def test_what_runs_row_by_row_runs_as_before(architecture: str, tmp_path: Path) -> None:
     decoder = Decoder(built(architecture, 2))
     with kept_trunk(decoder, [random_examples(1)], tmp_path) as path:
@@ -91,15 +91,17 @@ def test_nothing_is_kept_where_the_lowest_layer_or_what_is_below_learns(tmp_path
     whole, embedding = built("llama", 0), built("llama", 2)
     embedding.get_input_embeddings().requires_grad_(True)  # type: ignore[operator]
     for model in (whole, embedding):
-        with kept_trunk(Decoder(model), [random_examples(1)], tmp_path) as path:
-            assert path == TREE
+        decoder = Decoder(model)
+        with kept_trunk(decoder, [random_examples(1)], tmp_path) as path:
+            assert path == decoder.path
 
 
 def test_positions_that_learn_are_below_too(tmp_path: Path) -> None:
     model: Any = built("gpt2", 2)
     model.transformer.wpe.requires_grad_(True)
-    with kept_trunk(Decoder(model), [random_examples(1)], tmp_path) as path:
-        assert path == TREE
+    decoder = Decoder(model)
+    with kept_trunk(decoder, [random_examples(1)], tmp_path) as path:
+        assert path == decoder.path
 
 
 def test_the_last_layer_runs_even_if_only_the_norm_learns(tmp_path: Path) -> None:
@@ -142,10 +144,11 @@ def test_a_body_that_cannot_be_entered_runs_all_layers_and_says_why(tmp_path: Pa
     with of_class(model.model, CountsItsLayers):
         decoder = Decoder(model)
         with kept_trunk(decoder, [random_examples(1)], tmp_path) as path:
-            assert re.fullmatch(f"{TREE}; all layers in every step: entered at layer 2, the states differ by .*", path)
+            assert re.fullmatch(f"{FUSED}; all layers in every step: entered at layer 2, the states differ by .*", path)
     model.model.others = nn.ModuleList(nn.Identity() for _ in range(4))
-    with kept_trunk(Decoder(model), [random_examples(1)], tmp_path) as path:
-        assert path == f"{TREE}; all layers in every step: its layers are not one list"
+    decoder = Decoder(model)
+    with kept_trunk(decoder, [random_examples(1)], tmp_path) as path:
+        assert path == f"{decoder.path}; all layers in every step: its layers are not one list"
 
 
 # -- the same bits, whoever asks first --------------------------------------------------------------------------------

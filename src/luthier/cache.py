@@ -103,27 +103,26 @@ class RowCache:
         self._shared = [shared for shared in self._shared if len(shared.rows)]
 
     def fill(self, key: Tensor, value: Tensor) -> None:
-        """Keys and values of the packed prompts in the next layer, (1, K, N, C)."""
+        """Keys and values of the packed prompts in the next layer, (K, N, C)."""
         for shared in self._shared:
             start, stop = _span(shared.segment)
-            shared.keys.append(key[0, :, start:stop].clone())
-            shared.values.append(value[0, :, start:stop].clone())
+            shared.keys.append(key[:, start:stop].clone())
+            shared.values.append(value[:, start:stop].clone())
         for block in self._blocks:
-            for kept, given in ((block.keys, key[0]), (block.values, value[0])):
+            for kept, given in ((block.keys, key), (block.values, value)):
                 n, length = block.home.shape
                 tensor = given.new_empty(n, given.shape[0], length + self._room, given.shape[2])
                 own = given.index_select(1, block.home.flatten()).unflatten(1, (n, length))
                 tensor[:, :, :length] = own.transpose(0, 1)
                 kept.append(tensor)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-        """(1, H, n, C), (1, K, n, C) twice -> (1, n, H, C), in the next layer."""
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """(K, n, G, C), (K, n, C) twice -> (n, K * G * C), in the next layer."""
         at, self._layer = self._layer, (self._layer + 1) % len(self._blocks[0].keys)
         self._n_new += at == 0
-        queries = query[0].unflatten(0, (key.shape[1], -1)).permute(2, 0, 1, 3)  # (n, K, G, C)
-        queries = queries * (query.shape[3] ** -0.5 if scaling is None else scaling)
-        weights = self._scores(at, queries, key[0].transpose(0, 1)).softmax(-1, dtype=torch.float32).to(query.dtype)
-        out, values, start = queries.new_empty(*queries.shape[:3], value.shape[3]), value[0].transpose(0, 1), 0
+        queries = query.transpose(0, 1) * scaling  # (n, K, G, C)
+        weights = self._scores(at, queries, key.transpose(0, 1)).softmax(-1, dtype=torch.float32).to(query.dtype)
+        out, values, start = queries.new_empty(*queries.shape[:3], value.shape[2]), value.transpose(0, 1), 0
         for block in self._blocks:
             rows, stop = slice(start, start + len(block.members)), block.home.shape[1] + self._n_new
             own = block.values[at][: len(block.members), :, :stop]
@@ -133,8 +132,8 @@ class RowCache:
         for shared in self._shared:
             columns = slice(shared.column, shared.column + shared.keys[at].shape[1])
             out.index_add_(0, shared.rows, _product(weights[..., columns], shared.rows, shared.values[at]))
-        attended: Tensor = out.flatten(1, 2)
-        return attended[None]
+        attended: Tensor = out.flatten(1)
+        return attended
 
     def _scores(self, at: int, queries: Tensor, keys: Tensor) -> Tensor:
         """(n, K, G, S): first the columns of shared segments, then those of own tokens; -inf where there is none."""

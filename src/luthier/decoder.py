@@ -10,26 +10,25 @@ and says so. Logits exist only where they are needed. This module knows nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luthier.attention import Attend, TreePlan
 from luthier.batch import Batch, make_batch, split_by_tokens
 from luthier.encode import Encoded
 from luthier.errors import ModelError, first_line
+from luthier.fused import FusedLayers
+from luthier.kernels import nll
 from luthier.models import quiet_transformers
 
 LOGITS_CHUNK = 512
 """Rows of logits alive at once: 512 x 49,152 floats are 100 MB."""
-
-Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
-"""One layer's attention, called layer by layer: (1, H, N, C), (1, K, N, C) twice, scaling -> (1, N, H, C)."""
 
 
 class Decoder:
@@ -42,17 +41,32 @@ class Decoder:
         self.head = _head(self._inner)
         self.shortcut: Callable[[Batch], Tensor] | None = None
         """What `tree_states` gives, in less time: `trunk.kept_trunk` puts it here, and takes it away."""
+        self.fused: FusedLayers | None = None
+        """What runs in place of the model's own layers; None: they do."""
+        self._layers_name = ""
         self._rows_only = "shared tokens would share their dropout" if _drops_out(self._inner) else None
         with quiet_transformers():
             self._rows_only = self._rows_only or _disagreement(self)
+            self._unfused = None if self._rows_only else _fuse(self)
 
     @property
     def path(self) -> str:
-        return "prefix tree, each shared token once" if self._rows_only is None else f"row by row: {self._rows_only}"
+        if self._rows_only is not None:
+            return f"row by row: {self._rows_only}"
+        layers = f"the model's own layers: {self._unfused}" if self._unfused else "fused layers"
+        return f"prefix tree, each shared token once; {layers}"
 
     @property
     def body(self) -> Any:
         return self._inner.get_decoder()
+
+    def layers(self) -> tuple[str, nn.ModuleList]:
+        """The attribute that holds the body's layers, and they. Raises ValueError where they are not one list."""
+        n = self.body.config.get_text_config().num_hidden_layers
+        lists = [(k, m) for k, m in self.body.named_children() if isinstance(m, nn.ModuleList) and len(m) == n]
+        if len(lists) != 1:
+            raise ValueError("its layers are not one list")
+        return lists[0]
 
     @property
     def device(self) -> torch.device:
@@ -78,7 +92,13 @@ class Decoder:
     def tree_states(self, batch: Batch) -> Tensor:
         """A packed tree through the whole body: (N, D)."""
         with self.packed() as run:
-            return run(batch.ids, batch.positions, TreePlan.of(batch, next(self.model.parameters()).dtype).attend)
+            return run(batch.ids, batch.positions, TreePlan.of(batch).attend)
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """While this lasts nothing learns: what runs may be prepared once for several batches."""
+        with self.fused.entered() if self.fused else nullcontext():
+            yield
 
     @contextmanager
     def packed(self) -> Iterator[Callable[[Tensor, Tensor, Attend], Tensor]]:
@@ -86,19 +106,39 @@ class Decoder:
 
         For models that share only: in them attention is all by which one token sees another.
         """
+        with self.entered(), self._packed_attention(), self._fused_layers():
+
+            def run(ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+                out = self.body(
+                    input_ids=ids[None], position_ids=positions[None], use_cache=False, packed_attend=attend
+                )
+                return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
+            yield run
+
+    @contextmanager
+    def _packed_attention(self) -> Iterator[None]:
         previous = self._inner.config._attn_implementation
         self._inner.set_attn_implementation(_packed_attention_name())
-
-        def run(ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-            out = self.body(input_ids=ids[None], position_ids=positions[None], use_cache=False, packed_attend=attend)
-            return out.last_hidden_state[0]  # type: ignore[no-any-return]
-
         try:
             if self._inner.config._attn_implementation != _packed_attention_name():
                 raise ValueError("it cannot be replaced")
-            yield run
+            yield
         finally:
             self._inner.set_attn_implementation(previous)
+
+    @contextmanager
+    def _fused_layers(self) -> Iterator[None]:
+        if self.fused is None:
+            yield
+            return
+        name = self._layers_name
+        layers = getattr(self.body, name)
+        setattr(self.body, name, nn.ModuleList(self.fused.of(layers)))
+        try:
+            yield
+        finally:
+            setattr(self.body, name, layers)
 
     def _row_states(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B*T, D) and where each of the N tokens is in it; rows are padded on the right."""
@@ -174,6 +214,25 @@ def _disagreement(decoder: Decoder) -> str | None:
         model.train(was_training)
 
 
+@torch.no_grad()
+def _fuse(decoder: Decoder) -> str | None:
+    """Let fused layers run, where they can; else why not, in words."""
+    batch = make_batch(probe_rows(decoder)).to(decoder.device)
+    expected = decoder.tree_states(batch)
+    try:
+        decoder._layers_name, layers = decoder.layers()
+        decoder.fused = FusedLayers(list(layers))
+        worst = float((decoder.tree_states(batch) - expected).abs().max() / expected.abs().max())
+        if not worst <= FUSED_TOLERANCE:
+            raise ValueError(f"fused, their states differ by {worst:.1e}")
+    except CANNOT_RUN as error:
+        decoder.fused = None
+        return first_line(error)
+    return None
+
+
+FUSED_TOLERANCE = 1e-4
+"""Rounding alone gives about 1e-6 in the built-in model."""
 CANNOT_RUN = (TypeError, ValueError, KeyError, RuntimeError, AttributeError)
 """What a body raises that is run in a way that it was not made for."""
 
@@ -195,57 +254,14 @@ def _layers(config: Any) -> set[str]:
     return set(getattr(config, "layer_types", None) or ["sliding_attention" if slides else "full_attention"])
 
 
-@dataclass(frozen=True, slots=True)
-class TreePlan:
-    """What the attention of one packed tree needs: segment lengths, ancestors, masks."""
-
-    lengths: tuple[int, ...]
-    ancestors: tuple[tuple[int, ...], ...]
-    masks: tuple[Tensor | None, ...]  # (L, A + L) additive, None for roots: plainly causal
-
-    @classmethod
-    def of(cls, batch: Batch, dtype: torch.dtype) -> TreePlan:
-        lengths = tuple(s.stop - s.start for s in batch.segments)
-        ancestors = tuple(tuple(batch.ancestors(i)) for i in range(len(lengths)))
-        masks = tuple(
-            _causal_after(sum(lengths[a] for a in above), n, dtype, batch.ids.device) if above else None
-            for n, above in zip(lengths, ancestors, strict=True)
-        )
-        return cls(lengths, ancestors, masks)
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-        """Attention of each segment over its ancestors and itself. (1, H, N, C), (1, K, N, C) -> (1, N, H, C).
-
-        One split per layer instead of a slice per use: the backward of a slice fills a tensor of the full size.
-        """
-        heads, kv_heads = query.shape[1], key.shape[1]
-        queries, keys, values = (x.split(self.lengths, dim=2) for x in (query, key, value))
-        outs = []
-        for i, (q, above, mask) in enumerate(zip(queries, self.ancestors, self.masks, strict=True)):
-            k = torch.cat([keys[a] for a in (*above, i)], dim=2) if above else keys[i]
-            v = torch.cat([values[a] for a in (*above, i)], dim=2) if above else values[i]
-            outs.append(
-                F.scaled_dot_product_attention(
-                    q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=heads != kv_heads
-                )
-            )
-        return torch.cat(outs, dim=2).transpose(1, 2).contiguous()
-
-
-def _causal_after(n_before: int, n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(n, n_before + n): everything before, and the own tokens causally."""
-    mask = torch.full((n, n_before + n), float("-inf"), dtype=dtype, device=device)
-    return mask.triu(n_before + 1)
-
-
 _PLAIN = {"dropout", "position_ids", "cache_position", "use_cache", "output_attentions", "is_causal"}
 """What transformers passes to every attention and what changes nothing here (dropout makes a model run row by row)."""
 
 
 def packed_attention(
     module: nn.Module,
-    query: Tensor,
-    key: Tensor,
+    query: Tensor,  # (1, H, N, C)
+    key: Tensor,  # (1, K, N, C)
     value: Tensor,
     attention_mask: None,
     scaling: float | None = None,
@@ -260,7 +276,11 @@ def packed_attention(
         raise ValueError("it does not pass `packed_attend` on")
     if more := sorted(name for name, value in settings.items() if value is not None and name not in _PLAIN):
         raise ValueError(f"it asks for {', '.join(more)}")
-    return packed_attend(query, key, value, scaling), None
+    kv_heads, size = key.shape[1], key.shape[3]
+    queries = query[0].unflatten(0, (kv_heads, -1)).transpose(1, 2).contiguous()  # (K, N, G, C)
+    scaling = size**-0.5 if scaling is None else scaling
+    attended = packed_attend(queries, key[0].contiguous(), value[0].contiguous(), scaling)
+    return attended.unflatten(1, (-1, size))[None], None
 
 
 @cache
@@ -274,15 +294,17 @@ def _packed_attention_name() -> str:
     return "luthier_packed"
 
 
+def in_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors (M, ...) side by side, in equal parts of at most LOGITS_CHUNK rows: a product of a small rest is slow."""
+    n_parts = max(math.ceil(len(tensors[0]) / LOGITS_CHUNK), 1)
+    return zip(*(t.split(max(math.ceil(len(t) / n_parts), 1)) for t in tensors), strict=True)
+
+
 @torch.no_grad()
 def score(decoder: Decoder, batch: Batch) -> Tensor:
     """Negative log-likelihood in nats of each example's learned tokens, summed: (B,) float64."""
-    hidden = decoder.hidden(batch)
-    nats = [
-        F.cross_entropy(decoder.head(h), t, reduction="none").double()
-        for h, t in zip(hidden.split(LOGITS_CHUNK), batch.targets.split(LOGITS_CHUNK), strict=True)
-    ]
-    return batch.per_example(torch.cat(nats))
+    parts = in_parts(decoder.hidden(batch), batch.targets)
+    return batch.per_example(torch.cat([nll(decoder.head(h), t)[0].double() for h, t in parts]))
 
 
 def score_all(
@@ -299,9 +321,10 @@ def score_all(
     decoder.model.eval()
     place = {id(e): i for i, e in enumerate(examples)}
     nats = [0.0] * len(examples)
-    for group in split_by_tokens(examples, tokens_at_once, share=decoder.shares):
-        batch = make_batch(group, share=decoder.shares).to(decoder.device)
-        for example, value in zip(group, score(decoder, batch).tolist(), strict=True):
-            nats[place[id(example)]] = value
-        advance(len(group))
+    with decoder.entered():
+        for group in split_by_tokens(examples, tokens_at_once, share=decoder.shares):
+            batch = make_batch(group, share=decoder.shares).to(decoder.device)
+            for example, value in zip(group, score(decoder, batch).tolist(), strict=True):
+                nats[place[id(example)]] = value
+            advance(len(group))
     return nats

@@ -10,6 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: LUTHIER_CACHE, or the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("LUTHIER_CACHE") or Path(home).expanduser() / "luthier")
+
+
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

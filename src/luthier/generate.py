@@ -15,9 +15,10 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
+from luthier.attention import TreePlan
 from luthier.batch import make_batch, split_by_tokens
 from luthier.cache import RowCache
-from luthier.decoder import LOGITS_CHUNK, Decoder, TreePlan
+from luthier.decoder import LOGITS_CHUNK, Decoder
 from luthier.encode import Encoded
 from luthier.progress import Advance
 
@@ -114,9 +115,9 @@ def _packed(
     answers: list[list[int]] = [[] for _ in prompts]
     batch = make_batch([_encoded(p, i) for i, p in enumerate(prompts)]).to(decoder.device)
     dtype = next(decoder.model.parameters()).dtype
-    plan, cache = TreePlan.of(batch, dtype), RowCache(batch, max_new_tokens, dtype)
+    plan, cache = TreePlan.of(batch), RowCache(batch, max_new_tokens, dtype)
 
-    def prefill(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    def prefill(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         cache.fill(key, value)
         return plan.attend(query, key, value, scaling)
 

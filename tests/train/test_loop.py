@@ -92,7 +92,7 @@ def test_a_mean_per_micro_batch_would_be_something_else(tiny: Path) -> None:
 def test_logits_in_chunks_give_the_same_gradient(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, examples = full_decoder(tiny), encoded(tiny, 8)
     whole = gradients(decoder, [examples])
-    monkeypatch.setattr(loop, "LOGITS_CHUNK", 3)
+    monkeypatch.setattr("luthier.decoder.LOGITS_CHUNK", 3)
     assert worst_gap(gradients(decoder, [examples]), whole) < 1e-6
 
 

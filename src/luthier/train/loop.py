@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.batch import Batch
-from luthier.decoder import LOGITS_CHUNK, Decoder, score
+from luthier.decoder import Decoder, in_parts, score
 from luthier.encode import Encoded
 from luthier.errors import Stopped
 from luthier.interrupts import deferred
@@ -147,11 +147,12 @@ def _step(
     }
     decoder.model.train()
     nats = torch.zeros((), dtype=torch.float64)
-    for batch in batches:
-        nats += backward(decoder, terms, batch.to(decoder.device), counts).cpu()
-        if interrupted():
-            optimizer.zero_grad(set_to_none=True)
-            return None
+    with decoder.entered():
+        for batch in batches:
+            nats += backward(decoder, terms, batch.to(decoder.device), counts).cpu()
+            if interrupted():
+                optimizer.zero_grad(set_to_none=True)
+                return None
     for hook in plan.hooks:
         hook.before_update(decoder.model, progress)
     norm = torch.nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm)
@@ -178,9 +179,7 @@ def backward(decoder: Decoder, terms: Sequence[Term], batch: Batch, counts: dict
     hidden = decoder.hidden(batch)  # (M, D)
     leaf = hidden.detach().requires_grad_()
     first = torch.zeros((), dtype=torch.float64, device=leaf.device)
-    for h, targets, weights in zip(
-        leaf.split(LOGITS_CHUNK), batch.targets.split(LOGITS_CHUNK), batch.weights.split(LOGITS_CHUNK), strict=True
-    ):
+    for h, targets, weights in in_parts(leaf, batch.targets, batch.weights):
         logits = decoder.head(h)
         sums = [term(logits, targets, weights) for term in terms]
         loss = torch.stack([t.weight * s / counts[t.unit] for t, s in zip(terms, sums, strict=True)]).sum()
@@ -196,9 +195,10 @@ def mean_nll(decoder: Decoder, batches: Iterable[Batch]) -> float:
     """Nats per learned token: total over total, never a mean of means."""
     decoder.model.eval()
     nats, n = 0.0, 0
-    for batch in batches:
-        nats += float(score(decoder, batch.to(decoder.device)).sum())
-        n += batch.n_targets
+    with decoder.entered():
+        for batch in batches:
+            nats += float(score(decoder, batch.to(decoder.device)).sum())
+            n += batch.n_targets
     return nats / n
 
 

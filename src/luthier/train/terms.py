@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from luthier.kernels import nll, nll_grad
+
 Unit = Literal["token", "sequence"]
 
 
@@ -39,21 +41,19 @@ class CrossEntropy:
 
 
 class _WeightedNll(torch.autograd.Function):
-    """The sum of weights times -log p(target): its gradient, weights x (p - onehot), is made in place.
+    """The sum of weights times -log p(target): its gradient, weights x (p - onehot), is made in one pass.
 
-    Autograd's own would write three tensors of the logits' size where this one reuses the log-probabilities.
+    Autograd's own would write three tensors of the logits' size.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        log_p = logits.log_softmax(dim=-1)  # (m, V)
-        ctx.save_for_backward(log_p, targets, weights)
-        return -(log_p.gather(1, targets[:, None])[:, 0] * weights).sum()
+        nats, lse = nll(logits, targets)
+        ctx.save_for_backward(logits, lse, targets, weights)
+        return (nats * weights).sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        log_p, targets, weights = ctx.saved_tensors
-        scale = (weights * grad).to(log_p.dtype)[:, None]  # (m, 1)
-        grad_logits = log_p.exp_().mul_(scale)
-        return grad_logits.scatter_add_(1, targets[:, None], -scale), None, None
+        logits, lse, targets, weights = ctx.saved_tensors
+        return nll_grad(logits, lse, targets, (weights * grad).to(logits.dtype)), None, None

@@ -1,0 +1,316 @@
+"""Decoder layers of the Llama family as few, large operations: what `Decoder` runs in place of the model's own layers.
+
+    N tokens of a packed tree, D hidden size, O outputs of a projection, r rank of an adapter
+
+A layer is four projections, each one function for autograd: something cheap first (a norm, a gate), one matrix product
+with all its matrices side by side (queries, keys and values; gates and ups), then the residual sum. LoRA is merged into
+the matrix, W + scale B A, for as long as the layers are entered; its gradients come from the low rank, never from a
+gradient of the whole matrix. Only inputs of a projection are kept for the backward pass, not what the cheap part made.
+
+`FusedLayers` takes layers by their structure and refuses, in words, what it does not know; whether they compute what
+the model's own layers do is checked by `Decoder` at load. Merged weights are those of the moment of entry: nothing may
+learn between entry and exit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier import kernels
+from luthier.attention import Attend
+
+_DTYPES = {torch.float32, torch.float64}
+"""In fewer digits a merged weight would lose most of what its adapter has learned."""
+
+
+class FusedLayers:
+    """Stands for a model's layers. Raises ValueError if one of them has another structure, saying what is different."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        dtypes = {p.dtype for layer in layers for p in layer.parameters()}
+        if len(dtypes) != 1 or not dtypes <= _DTYPES:
+            raise ValueError("weights that are not all float32 cannot take an adapter in")
+        self._fused = {id(layer): _FusedLayer(layer) for layer in layers}
+        self._n_entered = 0
+
+    def of(self, layers: Sequence[nn.Module]) -> list[nn.Module]:
+        """These layers, fused where they are known."""
+        return [self._fused.get(id(layer), layer) for layer in layers]
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """While this lasts, the weights that are met first stay those that are used."""
+        self._n_entered += 1
+        try:
+            yield
+        finally:
+            self._n_entered -= 1
+            if not self._n_entered:
+                for layer in self._fused.values():
+                    layer.forget()
+
+
+class _FusedLayer(nn.Module):
+    """norm, queries keys values, rotation, attention, output and sum; norm, gate and up, down and sum."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        _expect(layer, {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"})
+        attention, mlp = layer.self_attn, layer.mlp
+        _expect(attention, {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_norm", "k_norm"})
+        _expect(mlp, {"gate_proj", "up_proj", "down_proj"}, {"act_fn"})
+        if type(mlp.act_fn).__name__ not in {"SiLU", "SiLUActivation"}:
+            raise ValueError(f"its MLP is gated by {type(mlp.act_fn).__name__}")
+        self._size, self._scaling = attention.head_dim, attention.scaling
+        # Behind a tuple, so that the model's weights do not become this module's.
+        self._head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
+        qkv = _Projection((attention.q_proj, attention.k_proj, attention.v_proj), _Norm(layer.input_layernorm))
+        gate_up = _Projection((mlp.gate_proj, mlp.up_proj), _Norm(layer.post_attention_layernorm))
+        self._projections = (qkv, _Projection((attention.o_proj,)), gate_up, _Projection((mlp.down_proj,), _Gate()))
+
+    def forget(self) -> None:
+        for projection in self._projections:
+            projection.forget()
+
+    def forward(
+        self,
+        states: Tensor,  # (1, N, D)
+        position_embeddings: tuple[Tensor, Tensor],
+        packed_attend: Attend,
+        **settings: Any,
+    ) -> Tensor:
+        qkv, output, gate_up, down = self._projections
+        cos, sin = (x[0].contiguous() for x in position_embeddings)
+        x = states[0]
+        heads = self._normed(qkv(x), cos.shape[-1])
+        query, key, value = _Rotated.apply(heads, cos, sin, self._kv_heads)
+        attended = packed_attend(query, key, value, self._scaling)
+        x = output(attended, x)
+        return down(gate_up(x), x)[None]
+
+    @property
+    def _kv_heads(self) -> int:
+        n: int = self._projections[0].sizes[1] // self._size
+        return n
+
+    def _normed(self, heads: Tensor, rotated: int) -> Tensor:
+        """Heads (N, O) through the norms of queries and keys, where there are such (Qwen3)."""
+        if rotated != self._size:
+            raise ValueError(f"{rotated} of a head's {self._size} numbers are rotated")
+        query_norm, key_norm = self._head_norms
+        if query_norm is None or key_norm is None:
+            return heads
+        query, key, value = heads.split(self._projections[0].sizes, dim=1)
+        normed = (norm(x.unflatten(1, (-1, self._size))) for norm, x in ((query_norm, query), (key_norm, key)))
+        return torch.cat([*(x.flatten(1) for x in normed), value], dim=1)
+
+
+def _expect(module: nn.Module, names: set[str], more: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    found = {name for name, _ in module.named_children()}
+    if not names <= found <= names | more:
+        raise ValueError(f"{type(module).__name__} has {', '.join(sorted(found ^ names))}")
+
+
+# -- what comes before a matrix product ------------------------------------------------------------------
+
+
+class _Norm:
+    def __init__(self, norm: Any) -> None:
+        if not hasattr(norm, "variance_epsilon") or [name for name, _ in norm.named_parameters()] != ["weight"]:
+            raise ValueError(f"{type(norm).__name__} is no plain root mean square")
+        self._norm, self._eps = norm, norm.variance_epsilon
+
+    @property
+    def weight(self) -> Tensor:
+        return self._norm.weight  # type: ignore[no-any-return]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return kernels.rms_norm(x, self.weight.detach(), self._eps)
+
+    def grad(self, dy: Tensor, x: Tensor) -> Tensor:
+        return kernels.rms_norm_grad(dy, x, self.weight.detach(), self._eps)
+
+    def weight_grad(self, dy: Tensor, x: Tensor) -> Tensor:
+        return kernels.rms_norm_weight_grad(dy, x, self._eps)
+
+
+class _Gate:
+    weight = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return kernels.gate(x)
+
+    def grad(self, dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The gate's output once more, and the gradient of `x`."""
+        return kernels.gate_grad(dy, x)
+
+
+# -- projections -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """One linear layer as it is at entry: weight (O, D), bias (O,), and perhaps scale B (O, r) A (r, D)."""
+
+    weight: Tensor
+    bias: Tensor | None
+    a: Tensor | None = None
+    b: Tensor | None = None
+    scale: float = 0.0
+
+    @classmethod
+    def of(cls, module: Any) -> _Matrix:
+        """Raises ValueError if it is neither linear nor that with one plain LoRA adapter."""
+        if type(module) is nn.Linear:
+            return cls(module.weight, module.bias)
+        from peft.tuners.lora import Linear as LoraLinear
+
+        if type(module) is not LoraLinear or type(module.base_layer) is not nn.Linear:
+            raise ValueError(f"it holds {type(module).__name__}")
+        base, names = module.base_layer, module.active_adapters
+        if module.disable_adapters or module.merged:
+            return cls(base.weight, base.bias)
+        if len(names) != 1 or names[0] in module.lora_variant or module.lora_bias[names[0]] or module.fan_in_fan_out:
+            raise ValueError("its adapter is more than W + scale B A")
+        if not isinstance(module.lora_dropout[names[0]], nn.Identity):
+            raise ValueError("its adapter drops out")
+        a, b = module.lora_A[names[0]].weight, module.lora_B[names[0]].weight
+        return cls(base.weight, base.bias, a, b, module.scaling[names[0]])
+
+    @torch.no_grad()
+    def write(self, out: Tensor) -> None:
+        """The merged weight into (O, D)."""
+        if self.a is None or self.b is None:
+            out.copy_(self.weight)
+        else:
+            torch.addmm(self.weight, self.b, self.a, alpha=self.scale, out=out)
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.a is None else len(self.a)
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.weight, self.bias, self.a, self.b
+
+
+@dataclass(slots=True)
+class _Projection:
+    """before(x) (N, D) @ the matrices (D, O) [+ biases] [+ residual (N, O)]."""
+
+    modules: tuple[nn.Module, ...]
+    before: _Norm | _Gate | None = None
+    sizes: list[int] = field(init=False)  # of each matrix's outputs
+    _entered: _Entered | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.sizes = [len(_Matrix.of(module).weight) for module in self.modules]
+
+    def forget(self) -> None:
+        self._entered = None
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self._entered is None:
+            self._entered = _Entered.of([_Matrix.of(module) for module in self.modules])
+        learned = [tensor for matrix in self._entered.matrices for tensor in matrix.tensors()]
+        norm = None if self.before is None else self.before.weight
+        return _Projected.apply(self.before, self._entered, x, residual, norm, *learned)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entered:
+    """Matrices side by side, as they are at entry. All adapters together have rank R."""
+
+    matrices: list[_Matrix]
+    whole: Tensor  # (O, D), merged
+    bias: Tensor | None  # (O,)
+    down: Tensor | None  # (R, D): every A
+    up: Tensor | None  # (O, R): every scale B, in its rows and columns
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, matrices: list[_Matrix]) -> _Entered:
+        whole = matrices[0].weight.detach()
+        if len(matrices) > 1 or matrices[0].rank:
+            whole = whole.new_empty(sum(len(m.weight) for m in matrices), whole.shape[1])
+            for matrix, rows in zip(matrices, whole.split([len(m.weight) for m in matrices]), strict=True):
+                matrix.write(rows)
+        biases = [m.weight.new_zeros(len(m.weight)) if m.bias is None else m.bias for m in matrices]
+        bias = torch.cat(biases) if any(m.bias is not None for m in matrices) else None
+        if not any(m.rank for m in matrices):
+            return cls(matrices, whole, bias, None, None)
+        ups = [m.weight.new_empty(len(m.weight), 0) if m.b is None else m.scale * m.b for m in matrices]
+        return cls(matrices, whole, bias, torch.cat([m.a for m in matrices if m.a is not None]), torch.block_diag(*ups))
+
+    def grads(self, x: Tensor, dy: Tensor, wanted: Sequence[bool]) -> Iterator[Tensor | None]:
+        """Of each matrix's `tensors`, from inputs (N, D) and d loss / d outputs (N, O); all adapters at once.
+
+        Products with few columns on the right take five times as long as those with few rows on the left.
+        """
+        d_down = d_up = x.new_empty(0, 0)
+        if self.down is not None and self.up is not None and any(wanted[2::4]) | any(wanted[3::4]):
+            d_down = (dy @ self.up).T @ x  # (R, D)
+            d_up = (x @ self.down.T).T @ dy  # (R, O)
+        row = column = 0
+        for i, matrix in enumerate(self.matrices):
+            weight, bias, a, b = wanted[4 * i : 4 * i + 4]
+            rows, columns = slice(row, row + matrix.rank), slice(column, column + len(matrix.weight))
+            yield dy[:, columns].T @ x if weight else None
+            yield dy[:, columns].sum(0) if bias else None
+            yield d_down[rows] if a else None
+            yield d_up[rows, columns].T * matrix.scale if b else None
+            row, column = rows.stop, columns.stop
+
+
+class _Projected(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        before: _Norm | _Gate | None,
+        entered: _Entered,
+        x: Tensor,
+        residual: Tensor | None,
+        norm: Tensor | None,
+        *learned: Tensor | None,
+    ) -> Tensor:
+        ctx.before, ctx.entered = before, entered
+        ctx.save_for_backward(x)
+        given, whole = x if before is None else before(x), entered.whole.T
+        out = given @ whole if residual is None else torch.addmm(residual, given, whole)
+        return out if entered.bias is None else out.add_(entered.bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        (x,), before, entered = ctx.saved_tensors, ctx.before, ctx.entered
+        _, _, wants_x, wants_residual, wants_norm, *wanted = ctx.needs_input_grad
+        dy = dy.contiguous()
+        d_given = dy @ entered.whole if wants_x or wants_norm else None
+        given, dx, d_norm = x, d_given, None
+        if isinstance(before, _Norm):
+            given = before(x)
+            dx = before.grad(d_given, x) if wants_x and d_given is not None else None
+            d_norm = before.weight_grad(d_given, x) if wants_norm and d_given is not None else None
+        elif isinstance(before, _Gate):
+            given, dx = (before(x), None) if d_given is None else before.grad(d_given, x)
+        return None, None, dx, dy if wants_residual else None, d_norm, *entered.grads(given, dy, wanted)
+
+
+class _Rotated(torch.autograd.Function):
+    """Rows of all heads to queries, keys and values by head, the first two rotated."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        return kernels.rotate(qkv, cos, sin, kv_heads)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        return kernels.rotate_grad(dq.contiguous(), dk.contiguous(), dv.contiguous(), cos, sin), None, None, None
