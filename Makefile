@@ -39,6 +39,7 @@ bench: $(VENV)/dev
 	$(BIN)/python benchmarks/dedupe.py
 	$(BIN)/python benchmarks/verdict.py --quick
 	$(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python benchmarks/engine.py --parts steps,memory --ways trl,packed,generic,fused --rounds 4
 
 clean:
 	rm -rf $(VENV) demo build dist

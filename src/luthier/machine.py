@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -56,12 +56,15 @@ def memory_bytes() -> int | None:
         return None
 
 
-@cache
-def keep_freed_memory() -> None:
-    """Let the C library keep what it has freed for what is asked for next, where it is glibc.
+def settle() -> None:
+    """What a process does that has loaded a model, and will now run it again and again.
 
-    By default it gives large blocks back and every step of a training gets them anew, page by page: a sixth of a step.
+    The C library keeps what it has freed, where it is glibc: by default it gives large blocks back, and every step of a
+    training gets them anew, page by page, in a sixth of its time. And Python's collector passes over all that is here
+    already: each of its rounds would look at a million objects of imported modules.
     """
+    gc.collect()
+    gc.freeze()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
         for setting in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
