@@ -10,18 +10,20 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from luthier.settings import Full, Lora, Partial, Peft, Recipe
+from luthier.settings import AdaLora, Bottleneck, Full, Lora, Partial, Peft, Recipe
 
 PAGE = Path(__file__).with_name("recipe.md")
 HEAD = """# The recipe: every setting
 
-Written by `make docs` from `luthier/settings.py`. Recipes are YAML 1.2, read strictly: an unknown setting, a number
+Written by `make docs` from `luthier/settings/`. Recipes are YAML 1.2, read strictly: an unknown setting, a number
 in quotes or a rule on a metric that nobody measures is an error before anything runs. Paths count from the recipe.
 `luthier init` writes a commented example.
 """
 UNIONS: dict[str, type[BaseModel]] = {
     "model.adapt (lora)": Lora,
+    "model.adapt (adalora)": AdaLora,
     "model.adapt (peft)": Peft,
+    "model.adapt (bottleneck)": Bottleneck,
     "model.adapt (partial)": Partial,
     "model.adapt (full)": Full,
 }
@@ -63,7 +65,7 @@ def _default(value: Any) -> str:
 
 
 def _values(field: Any) -> str:
-    text = str(field.annotation).replace("typing.", "").replace("luthier.settings.", "")
+    text = re.sub(r"luthier\.settings\.\w+\.", "", str(field.annotation).replace("typing.", ""))
     text = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", text)
     text = re.sub(r", (FieldInfo|annotation)\(?.*$", "", text).replace("Annotated[", "").replace("NoneType", "None")
     text = re.sub(r"(Optional|Union)\[(.*?)\]*$", r"\2", text) + (" or None" if "Optional" in text else "")

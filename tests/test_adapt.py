@@ -68,10 +68,18 @@ PARTIAL: dict[str, dict[str, Any]] = {
     "tied head": {"train": ["lm_head"]},
     "last layers": {"last_layers": 1},
 }
+BOTTLENECK: dict[str, dict[str, Any]] = {
+    "houlsby": {"placement": "houlsby"},
+    "pfeiffer": {"placement": "pfeiffer", "activation": "gelu"},
+    "parallel": {"placement": "parallel", "activation": "silu"},
+    "upper bottlenecks": {"placement": "houlsby", "last_layers": 1},
+}
 ALL = (
     {name: {"method": "lora", "rank": 4, **more} for name, more in LORA.items()}
     | {name: {"method": name.lower(), **more} for name, more in PEFT.items()}
     | {name: {"method": "partial", **more} for name, more in PARTIAL.items()}
+    | {"adalora": {"method": "adalora", "target_rank": 2, "initial_rank": 4}}
+    | {name: {"method": "bottleneck", "size": 8, **more} for name, more in BOTTLENECK.items()}
 )
 every_technique = pytest.mark.parametrize("name", ALL)
 
@@ -163,19 +171,22 @@ def test_the_gradient_of_the_packed_tree_is_that_of_one_by_one(base: Base, name:
 
 @every_technique
 def test_what_is_saved_is_what_was_trained(base: Base, tmp_path: Path, name: str) -> None:
-    """The saved files on the unchanged base, by peft or transformers alone, merged and unmerged."""
+    """The saved files on the unchanged base, merged and unmerged, by peft or transformers alone where these can."""
     model = adapted(base, name)
     save_adapted(model, tmp_path / "model", load_tokenizer(base))
-    if is_adapter(tmp_path / "model"):
+    if name in BOTTLENECK:
+        plain = load_adapted(load_model(base, CPU), tmp_path / "model")
+    elif is_adapter(tmp_path / "model"):
         plain = PeftModel.from_pretrained(load_model(base, CPU), tmp_path / "model").eval()
         assert gap(load_adapted(load_model(base, CPU), tmp_path / "model"), plain) == 0
     else:
         plain = load_model(find_base(str(tmp_path / "model")), CPU)  # type: ignore[assignment]
-    assert gap(plain, model) < (1e-5 if "pissa" in name or name == "olora" else 1e-9)
+    assert gap(plain, model) < (1e-5 if "pissa" in name or name in ("olora", "adalora") else 1e-9)
     assert gap(load_model(base, CPU), model) > 1e-3, "the technique changes something"
     merged = load_merged(load_model(base, CPU), tmp_path / "model")
     assert gap(merged, model) < MERGE_TOLERANCE
     assert hasattr(merged, "peft_config") == (name in UNMERGED)
+    assert hasattr(merged, "bottleneck") == (name in BOTTLENECK)
     assert Decoder(merged).shares
 
 
@@ -208,10 +219,10 @@ def test_it_learns_and_a_killed_run_goes_on_to_the_same_bits(
     assert once.read_bytes() == twice.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["pissa", "dora", "BEFT", "norms"])
+@pytest.mark.parametrize("name", ["pissa", "dora", "BEFT", "norms", "houlsby", "adalora"])
 def test_the_export_behaves_as_what_was_trained(base: Base, tmp_path: Path, name: str) -> None:
     save_adapted(adapted(base, name), tmp_path / "model", load_tokenizer(base))
-    kinds = [] if name in UNMERGED else ["merged"]
+    kinds = [] if name in (*UNMERGED, *BOTTLENECK) else ["merged"]
     parity = export(base, tmp_path / "model", tmp_path, kinds, [[5, 6, 7, 8]])
     assert parity.pop("adapter" if name != "norms" else "model") == 0
     assert all(value < MERGE_TOLERANCE for value in parity.values())
@@ -318,6 +329,10 @@ def test_an_untied_head_alone_can_be_trained(base: Base, data: Path, tmp_path: P
         ({"method": "ia3", "target": ["norm"]}, "LU-M013 model.adapt: IA3"),
         ({"method": "oft", "target": ["q_proj", "norm"]}, "LU-M013 model.adapt: OFT"),
         ({"method": "c3a", "target": ["q_proj"]}, "LU-M013 model.adapt: C3A: .*block size"),
+        ({"method": "adalora"}, "LU-M012 model.adapt.initial_rank: 24 is more than k_proj has: 32 x 16"),
+        ({"method": "adalora", "target": ["v_porj"]}, "LU-M010 model.adapt.target: v_porj"),
+        ({"method": "bottleneck", "reduction": 33}, "LU-M012 model.adapt.reduction: 33 is more than .* 32"),
+        ({"method": "bottleneck", "last_layers": 3}, "LU-M012 model.adapt.last_layers: there are 2 layers, not 3"),
     ],
 )  # fmt: skip
 def test_what_the_model_cannot_take_is_said(base: Base, how: dict[str, Any], said: str) -> None:
@@ -330,7 +345,10 @@ def test_what_the_model_cannot_take_is_said(base: Base, how: dict[str, Any], sai
     ("how", "said"),
     [
         ({"method": "peft", "type": "PREFIX_TUNING"}, "LU-R009 .*model.adapt: PREFIX_TUNING: .*prompt learning is not"),
-        ({"method": "peft", "type": "ADALORA"}, "LU-R009 .*moves rank"),
+        ({"method": "peft", "type": "ADALORA"}, "LU-R009 .*it is `method: adalora`"),
+        ({"method": "adalora", "target_rank": 24}, "LU-R009 .*target_rank must be below initial_rank"),
+        ({"method": "adalora", "start_fraction": 0.7}, "LU-R009 .*leave no steps in which ranks are taken"),
+        ({"method": "adalora", "rank": 4}, "LU-R008 .*model.adapt.rank: no such setting"),
         ({"method": "peft", "type": "VEERA"}, "LU-R009 .*no such technique; did you mean 'VERA'"),
         ({"method": "vera", "params": {"rr": 4}}, r"LU-R008 .*model.adapt.params.rr: .*\s+-> did you mean 'r'"),
         ({"method": "vera", "params": {"r": "4"}}, "LU-R009 .*model.adapt.params.r: .*integer, found '4'"),
@@ -341,6 +359,9 @@ def test_what_the_model_cannot_take_is_said(base: Base, how: dict[str, Any], sai
         ({"target": "("}, "LU-R009 .*model.adapt.target: is no regular expression"),
         ({"dora": True, "init": "pissa"}, "LU-R009 .*dora with init pissa"),
         ({"rank": 3, "init": "orthogonal"}, "LU-R009 .*even ranks"),
+        ({"method": "bottleneck", "size": 8, "reduction": 4}, "LU-R009 .*size or reduction, not both"),
+        ({"method": "bottleneck", "reducton": 4}, r"LU-R008 .*model.adapt.reducton: .*\s+-> did you mean 'reduction'"),
+        ({"method": "bottleneck", "placement": "both"}, "LU-R009 .*model.adapt.placement: .*'houlsby'"),
     ],
 )  # fmt: skip
 def test_what_a_recipe_cannot_ask_for_is_said(how: dict[str, Any], said: str) -> None:
@@ -350,10 +371,12 @@ def test_what_a_recipe_cannot_ask_for_is_said(how: dict[str, Any], said: str) ->
 
 def test_what_cannot_be_merged_or_served_is_said_before_anything_runs() -> None:
     rules = [{"metric": "perplexity", "must": "beat_baseline"}]
-    with pytest.raises(RecipeError, match="release.export: BEFT cannot be merged"):
-        make_recipe({"method": "beft"}, release={"rules": rules, "export": ["merged"]})
+    for method, name in (("beft", "BEFT"), ("bottleneck", "bottleneck")):
+        with pytest.raises(RecipeError, match=f"release.export: {name} cannot be merged"):
+            make_recipe({"method": method}, release={"rules": rules, "export": ["merged"]})
     servers = {"servers": {"url": "http://127.0.0.1:1/v1", "model": "m"}}
-    for how in ({"method": "ia3"}, {"method": "partial", "bitfit": True}, {"dora": True}, {"rank_pattern": {"a": 1}}):
+    others = ({"method": "ia3"}, {"method": "partial", "bitfit": True}, {"method": "bottleneck"})
+    for how in (*others, {"dora": True}, {"rank_pattern": {"a": 1}}):
         with pytest.raises(RecipeError, match="LU-R009 .*evaluate.servers load"):
             make_recipe(how, evaluate=servers)
     assert make_recipe({"rslora": True, "init": "pissa"}, evaluate=servers)

@@ -1,7 +1,7 @@
-"""Make a base model trainable: all of it, a part of it, or adapters beside frozen weights (peft).
+"""Make a base model trainable: all of it, a part of it, or adapters beside frozen weights.
 
-What is trained is saved as plain transformers or peft load it, on the *unchanged* base model. This module knows nothing
-of losses, steps or learning rates.
+What is trained is saved as plain transformers or peft load it, on the *unchanged* base model; bottleneck adapters,
+which neither has, as `bottleneck.py` does. This module knows nothing of losses, steps or learning rates.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from luthier import bottleneck
 from luthier.errors import ModelError, did_you_mean, first_line
 from luthier.models import Base, quiet_transformers
-from luthier.settings import WHOLE, Adapt, Lora, Partial, Peft
+from luthier.settings import WHOLE, AdaLora, Adapt, Bottleneck, Lora, Partial, Peft
 from luthier.techniques import UNMERGED, config_class
 
 
@@ -32,13 +33,17 @@ def adapt(model: nn.Module, how: Adapt, base: Base, seed: int) -> nn.Module:
     if isinstance(how, WHOLE):
         model = model.float()  # updates at small rates vanish in bfloat16
         return _unfreeze(model, how) if isinstance(how, Partial) else model.requires_grad_(True)
+    if isinstance(how, Bottleneck):
+        return bottleneck.insert(model, _shape(model, how, base))
     if isinstance(how, Lora) and how.changes_base:
         model = model.float()  # what rounding would take out of the base's weights would be in no adapter
     adapted = _with_adapter(model, how)
     adapted.peft_config["default"].base_model_name_or_path = base.public_name
     _check_tied(adapted, how)
+    if isinstance(how, Lora | AdaLora):
+        _check_ranks(adapted, how)
     if isinstance(how, Lora):
-        _check_lora(adapted, how)
+        _check_patterns(adapted, how)
         if how.changes_base:
             adapted.begun_with = _adapter_weights(adapted)
     for parameter in trainable(adapted).values():
@@ -102,7 +107,7 @@ def _nothing(setting: str, wanted: str | tuple[str, ...] | None, names: Iterable
 # -- adapters --------------------------------------------------------------------------------------------
 
 
-def _with_adapter(model: nn.Module, how: Lora | Peft) -> Any:
+def _with_adapter(model: nn.Module, how: Lora | AdaLora | Peft) -> Any:
     """The model in peft's wrapping. Raises ModelError LU-M010, LU-M012, LU-M013."""
     from peft import get_peft_model
     from peft.tuners.tuners_utils import NoMatchingPeftModuleError
@@ -110,19 +115,36 @@ def _with_adapter(model: nn.Module, how: Lora | Peft) -> Any:
     try:
         with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a pattern that fits nothing is an error here, and PiSSA is converted
-            return get_peft_model(model, _lora_config(model, how) if isinstance(how, Lora) else _peft_config(how))
+            return get_peft_model(model, _config(model, how))
     except NoMatchingPeftModuleError:
         raise _nothing("target", how.target, (name for name, _ in model.named_modules())) from None
     except (ValueError, TypeError) as error:
         raise _misfit(how, f"peft cannot adapt this model so: {first_line(error)}") from None
 
 
-def _misfit(how: Lora | Peft, found: str) -> ModelError:
+def _shape(model: Any, how: Bottleneck, base: Base) -> bottleneck.Shape:
+    """Raises ModelError LU-M012."""
+    width = model.config.get_text_config().hidden_size
+    if how.reduction is not None and how.reduction > width:
+        raise ModelError.of(
+            "LU-M012", "model.adapt.reduction", f"{how.reduction} is more than the hidden size, {width}"
+        )
+    return bottleneck.Shape(
+        base_model=base.public_name,
+        placement=how.placement,
+        size=width // how.reduction if how.reduction else how.size,
+        activation=how.activation,
+        scale=how.scale or (4.0 if how.placement == "parallel" else 1.0),
+        first_layer=len(_early_layers(model, how.last_layers)) if how.last_layers else 0,
+    )
+
+
+def _misfit(how: Lora | AdaLora | Peft, found: str) -> ModelError:
     advice = "model.adapt.target names what is adapted; docs/techniques.md says what each technique takes"
-    return ModelError.of("LU-M013", f"model.adapt: {'lora' if isinstance(how, Lora) else how.type}", found, advice)
+    return ModelError.of("LU-M013", f"model.adapt: {how.type if isinstance(how, Peft) else how.method}", found, advice)
 
 
-def _check_tied(adapted: Any, how: Lora | Peft) -> None:
+def _check_tied(adapted: Any, how: Lora | AdaLora | Peft) -> None:
     """Raises ModelError LU-M013 for an adapter on tied embeddings: merged, it would change input and output alike."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -130,6 +152,17 @@ def _check_tied(adapted: Any, how: Lora | Peft) -> None:
     ends = (inner.get_input_embeddings(), inner.get_output_embeddings())
     if inner.config.get_text_config().tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
         raise _misfit(how, "input and output embeddings are one tensor, which an adapter cannot change for one of them")
+
+
+def _config(model: nn.Module, how: Lora | AdaLora | Peft) -> Any:
+    """peft's configuration."""
+    if isinstance(how, Lora):
+        return _lora_config(model, how)
+    named = {"target_modules": _listed(how.target), "task_type": "CAUSAL_LM"}
+    if isinstance(how, Peft):
+        return config_class(how.type)(**named, **how.params)
+    # One step, because peft's own schedule is not used.
+    return config_class("ADALORA")(init_r=how.initial_rank, lora_alpha=how.alpha, total_step=1, **named)
 
 
 def _lora_config(model: nn.Module, how: Lora) -> Any:
@@ -151,31 +184,37 @@ def _lora_config(model: nn.Module, how: Lora) -> Any:
     )
 
 
-def _peft_config(how: Peft) -> Any:
-    return config_class(how.type)(target_modules=_listed(how.target), task_type="CAUSAL_LM", **how.params)
-
-
 def _listed(target: str | tuple[str, ...] | None) -> Any:
     return list(target) if isinstance(target, tuple) else target
 
 
-def _check_lora(adapted: Any, how: Lora) -> None:
-    """Raises ModelError LU-M010 for a pattern that no adapted module fits, LU-M012 for a rank above a layer's."""
+def _lora_layers(adapted: Any) -> dict[str, Any]:
+    """Those of LoRA and AdaLoRA, by their names in the base model."""
     from peft.tuners.lora import LoraLayer
 
-    layers = {name: m for name, m in adapted.get_base_model().named_modules() if isinstance(m, LoraLayer)}
+    return {name: m for name, m in adapted.get_base_model().named_modules() if isinstance(m, LoraLayer)}
+
+
+def _check_patterns(adapted: Any, how: Lora) -> None:
+    """Raises ModelError LU-M010 for a pattern that no adapted module fits."""
+    layers = _lora_layers(adapted)
     for setting, patterns in (("rank_pattern", how.rank_pattern), ("alpha_pattern", how.alpha_pattern)):
         for pattern in patterns:
             if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in layers):  # as peft looks for them
                 raise _nothing(setting, pattern, layers)
-    for name, layer in layers.items():
+
+
+def _check_ranks(adapted: Any, how: Lora | AdaLora) -> None:
+    """Raises ModelError LU-M012 for a rank above a layer's."""
+    instead = ", or give them their own in rank_pattern" if isinstance(how, Lora) else ""
+    for name, layer in _lora_layers(adapted).items():
         rank, most = layer.r["default"], min(layer.in_features, layer.out_features)
         if rank > most:
             raise ModelError.of(
                 "LU-M012",
-                "model.adapt.rank",
+                "model.adapt.rank" if isinstance(how, Lora) else "model.adapt.initial_rank",
                 f"{rank} is more than {name.rpartition('.')[2]} has: {layer.in_features} x {layer.out_features}",
-                f"{most} at most, or leave these layers out by target, or give them their own in rank_pattern",
+                f"{most} at most, or leave these layers out by target{instead}",
             )
 
 
@@ -183,14 +222,30 @@ def _check_lora(adapted: Any, how: Lora) -> None:
 
 
 def save_adapted(model: Any, folder: Path, tokenizer: Any) -> None:
-    """Write what plain transformers or peft load: an adapter folder, or a whole model; and the tokenizer."""
-    if hasattr(model, "peft_config"):
-        _save_adapter(model, folder)
-        (folder / "README.md").unlink(missing_ok=True)  # peft's template; our card says what was measured
+    """Write an adapter folder, or a whole model; and the tokenizer."""
+    if hasattr(model, "bottleneck"):
+        bottleneck.save(model, folder)
+    elif hasattr(model, "peft_config"):
+        is_adalora = model.peft_config["default"].peft_type.value == "ADALORA"
+        (_save_adalora if is_adalora else _save_adapter)(model, folder)
+        _settle(folder)
     else:
         with quiet_transformers():
             model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _settle(folder: Path) -> None:
+    """Without what differs between two savings of one adapter, and without peft's template of a card: ours has figures.
+
+    peft writes the set of its targets in the order that this process happens to give it.
+    """
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 def _save_adapter(model: Any, folder: Path) -> None:
@@ -211,6 +266,32 @@ def _save_adapter(model: Any, folder: Path) -> None:
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(_of_twice_the_rank(json.loads(path.read_text())), indent=2, sort_keys=True))
+
+
+def _save_adalora(model: Any, folder: Path) -> None:
+    """B E A as LoRA, without the ranks that were taken, whose E is 0; the scale stays that of the initial rank."""
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    begun, weights, ranks, alphas = model.peft_config["default"], {}, {}, {}
+    for name, layer in _lora_layers(model).items():
+        a, e, b = (getattr(layer, f"lora_{part}")["default"].detach().cpu() for part in "AEB")
+        kept = e[:, 0] != 0
+        kept[0] |= not kept.any()  # peft has no LoRA of rank 0: one of zeros is as much
+        weights[f"base_model.model.{name}.lora_A.weight"] = (a * e)[kept].contiguous()
+        weights[f"base_model.model.{name}.lora_B.weight"] = b[:, kept].contiguous()
+        ranks[name] = int(kept.sum())
+        alphas[name] = ranks[name] * layer.scaling["default"] / float(layer.ranknum["default"] + 1e-5)
+    LoraConfig(
+        base_model_name_or_path=begun.base_model_name_or_path,
+        target_modules=begun.target_modules,
+        fan_in_fan_out=begun.fan_in_fan_out,
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    ).save_pretrained(folder)
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _of_twice_the_rank(config: dict[str, Any]) -> dict[str, Any]:
@@ -235,6 +316,8 @@ def _adapter_weights(adapted: Any) -> dict[str, torch.Tensor]:
 
 def load_adapted(model: nn.Module, folder: Path) -> nn.Module:
     """The base model with the adapter of `folder`, unmerged, in evaluation mode."""
+    if bottleneck.is_bottleneck(folder):
+        return bottleneck.load(model, folder).eval()
     from peft import PeftModel
 
     with quiet_transformers(), warnings.catch_warnings():
@@ -245,7 +328,7 @@ def load_adapted(model: nn.Module, folder: Path) -> nn.Module:
 
 
 def is_adapter(folder: Path) -> bool:
-    return (folder / "adapter_config.json").is_file()
+    return bottleneck.is_bottleneck(folder) or (folder / "adapter_config.json").is_file()
 
 
 def load_merged(model: nn.Module, folder: Path) -> nn.Module:
@@ -256,7 +339,7 @@ def load_merged(model: nn.Module, folder: Path) -> nn.Module:
     """
     if is_adapter(folder):
         adapted: Any = load_adapted(model, folder)
-        if adapted.peft_config["default"].peft_type.value in UNMERGED:
+        if bottleneck.is_bottleneck(folder) or adapted.peft_config["default"].peft_type.value in UNMERGED:
             return adapted  # type: ignore[no-any-return]
         return adapted.merge_and_unload().eval()  # type: ignore[no-any-return]
     from safetensors.torch import load_file

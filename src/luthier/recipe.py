@@ -182,7 +182,7 @@ def _set(tree: dict[str, Any], assignment: str) -> None:
 
 
 def _explain(error: Any, where: str) -> Problem:
-    tags = ("full", "partial", "lora", "peft")  # of the union `adapt`: no settings
+    tags = ("full", "partial", "lora", "adalora", "peft", "bottleneck")  # of the union `adapt`: no settings
     loc = [p for p in error["loc"] if p not in tags]
     place = ".".join(map(str, loc))
     where = f"{where}: {place}" if place else where

@@ -16,13 +16,13 @@ from luthier.errors import Problem, did_you_mean, first_line
 
 TECHNIQUES = ("BEFT", "BOFT", "C3A", "DELORA", "HRA", "IA3", "LOHA", "LOKR", "MISS", "OFT", "VBLORA", "VERA")
 """As peft calls them."""
-UNMERGED = frozenset({"BEFT"})
-"""What peft cannot always add to the base model's weights, and so is never merged."""
+UNMERGED = frozenset({"BEFT", "bottleneck"})
+"""What cannot, or not always, be added to the base model's weights, and so is never merged."""
 _PROMPTS = "it learns a beginning of the text instead of weights, and prompt learning is not supported"
 REFUSED = {
     "LORA": "it is `method: lora`",
     "LN_TUNING": "it is `{method: partial, train: '.*norm.*'}`",
-    "ADALORA": "it moves rank from layer to layer while it trains, and nothing here does that",
+    "ADALORA": "it is `method: adalora`",
     **dict.fromkeys(
         (
             "ADAPTION_PROMPT",

@@ -81,6 +81,15 @@ def test_full_fine_tuning_loads_without_peft():
     assert "PeftModel" not in card
 
 
+def test_bottleneck_adapters_load_by_what_has_them():
+    own = replace(PASSES, recipe=recipe(model={"adapt": {"method": "bottleneck"}}))
+    card = model_card(own)
+    assert front_of(card)["library_name"] == "luthier" and front_of(card)["base_model_relation"] == "adapter"
+    code = re.search(r"```python\n(.*?)\n```", card, re.DOTALL)[1]
+    compile(code, "card", "exec")
+    assert "from luthier.adapt import load_adapted" in code and "PeftModel" not in code
+
+
 def test_the_loading_code_compiles(evidence):
     code = re.search(r"```python\n(.*?)\n```", model_card(evidence), re.DOTALL)[1]
     compile(code, "card", "exec")

@@ -32,7 +32,7 @@ from luthier.release.evidence import (
 from luthier.release.failures import Kind, kinds_of_failure
 from luthier.release.learning import in_words, learning
 from luthier.release.provenance import ANNEX_XI, training_flops, training_kwh
-from luthier.settings import WHOLE
+from luthier.settings import WHOLE, Bottleneck
 
 LONGEST_EXAMPLE = 600
 INTENDED: dict[Task, str] = {
@@ -41,20 +41,33 @@ INTENDED: dict[Task, str] = {
     "dialogue": "Answering in dialogues like those it was trained on.",
     "text": "Continuing text like the text it was trained on.",
 }
-LOAD_FULL = """\
+LOAD = {
+    "transformers": """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("model")
 tokenizer = AutoTokenizer.from_pretrained("model")
-"""
-LOAD_ADAPTER = """\
+""",
+    "peft": """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from peft import PeftModel
 
 base = AutoModelForCausalLM.from_pretrained({base!r})
 model = PeftModel.from_pretrained(base, "model")
 tokenizer = AutoTokenizer.from_pretrained({base!r})
-"""
+""",
+    "luthier": """\
+from pathlib import Path
+
+from luthier.adapt import load_adapted
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained({base!r})
+model = load_adapted(base, Path("model"))
+tokenizer = AutoTokenizer.from_pretrained({base!r})
+""",
+}
+"""By the library that loads the model."""
 ASK_TEXT = """
 inputs = tokenizer("...", return_tensors="pt")
 """
@@ -111,13 +124,13 @@ def model_card(evidence: Evidence) -> str:
 
 def front_matter(evidence: Evidence) -> dict[str, Any]:
     """What model hubs read."""
-    peft = not isinstance(evidence.recipe.model.adapt, WHOLE)
+    library = _library(evidence)
     base = evidence.environment["base_model"]
     front: dict[str, Any] = {}
     if "/" in base or base == evidence.recipe.model.base:  # a folder or file of this machine names nothing to others
-        front = {"base_model": base, "base_model_relation": "adapter" if peft else "finetune"}
+        front = {"base_model": base, "base_model_relation": "finetune" if library == "transformers" else "adapter"}
     return front | {
-        "library_name": "peft" if peft else "transformers",
+        "library_name": library,
         "license": evidence.recipe.release.license,
         "pipeline_tag": "text-generation",
         "tags": ["luthier", evidence.recipe.model.adapt.method, evidence.audit.task],
@@ -125,6 +138,14 @@ def front_matter(evidence: Evidence) -> dict[str, Any]:
         "datasets": [PurePath(s.path).stem for s in evidence.recipe.data.sources],
         "model-index": [{"name": evidence.recipe.name, "results": [_result(evidence)]}],
     }
+
+
+def _library(evidence: Evidence) -> str:
+    """What loads the trained model."""
+    adapt = evidence.recipe.model.adapt
+    if isinstance(adapt, Bottleneck):
+        return "luthier"
+    return "transformers" if isinstance(adapt, WHOLE) else "peft"
 
 
 def _result(evidence: Evidence) -> dict[str, Any]:
@@ -185,7 +206,7 @@ def worst_slices(evidence: Evidence, k: int = 5) -> list[tuple[str, str, Compari
 def _loading(evidence: Evidence) -> str:
     """Python that loads the model, which lies beside the card, and asks it once."""
     base = evidence.environment["base_model"]
-    load = LOAD_FULL if isinstance(evidence.recipe.model.adapt, WHOLE) else LOAD_ADAPTER.format(base=base)
+    load = LOAD[_library(evidence)].format(base=base)
     ask = ASK_TEXT if evidence.audit.task == "text" else ASK_CHAT
     return load + ask + ANSWER.format(max_new_tokens=evidence.recipe.evaluate.max_new_tokens)
 

@@ -23,7 +23,7 @@ from luthier.records import (
     Verdict,
 )
 from luthier.release.wording import meaning, p_value
-from luthier.settings import HUMAN_PREFERENCE, Lora, Partial, Peft, Recipe
+from luthier.settings import HUMAN_PREFERENCE, AdaLora, Bottleneck, Lora, Partial, Peft, Recipe
 from luthier.stats import holm
 
 GENERAL = "general_perplexity"
@@ -123,8 +123,12 @@ def method(recipe: Recipe) -> str:
     adapt = recipe.model.adapt
     if isinstance(adapt, Lora):
         return f"{'DoRA' if adapt.dora else 'LoRA'} of rank {adapt.rank}"
+    if isinstance(adapt, AdaLora):
+        return f"AdaLoRA of mean rank {adapt.target_rank}"
     if isinstance(adapt, Peft):
         return f"{adapt.type} by peft"
+    if isinstance(adapt, Bottleneck):
+        return f"bottleneck adapters, {adapt.placement}"
     return "fine-tuning of a part of the weights" if isinstance(adapt, Partial) else "full fine-tuning"
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from luthier.adapt import is_adapter, load_adapted, load_merged
+from luthier.bottleneck import is_bottleneck
 from luthier.errors import Stopped
 from luthier.models import Base, load_model, load_tokenizer, quiet_transformers
 
@@ -22,8 +23,9 @@ def export(
 ) -> dict[str, float]:
     """Write the exports of `kinds` beside the adapter; returns the parity measured for each.
 
-    Every artifact is loaded again by transformers or peft alone, and its logits on `prompts` are compared
-    with those of the model that training left. Raises Stopped LU-S010 if they differ by more than allowed.
+    Every artifact is loaded again by transformers or peft alone (bottleneck adapters, which neither has, by this
+    package), and its logits on `prompts` are compared with those of the model that training left. Raises Stopped
+    LU-S010 if they differ by more than allowed.
     """
     original = _original(base, trained)
     expected = [_logits(original, p) for p in prompts]
@@ -49,9 +51,11 @@ def _original(base: Base, trained: Path) -> Any:
 
 
 def _reloaded(base: Base, trained: Path) -> Any:
-    """The same files through nothing but transformers and peft."""
+    """The same files through nothing but transformers and peft, where these can load them."""
     if not is_adapter(trained):
         return _plain(trained)
+    if is_bottleneck(trained):
+        return load_adapted(_plain(base.folder), trained)
     from peft import PeftModel
 
     with quiet_transformers():

@@ -17,11 +17,12 @@ from luthier.files import fresh_folder
 from luthier.models import Base, load_model, load_tokenizer
 from luthier.progress import Quiet, Reporter
 from luthier.records import Check, TrainReport
-from luthier.settings import Lora, Recipe
+from luthier.settings import AdaLora, Lora, Recipe
 from luthier.train import checkpoint
 from luthier.train.data import StepData
 from luthier.train.loop import Plan, Progress, fit, from_json, to_json
 from luthier.train.optim import learning_rate, make_optimizer
+from luthier.train.ranks import Orthogonal, allocator
 from luthier.train.terms import CrossEntropy
 from luthier.trunk import kept_trunk
 
@@ -44,6 +45,8 @@ def train(recipe: Recipe, prepared: Path, base: Base, out: Path, report: Reporte
     parameters = trainable(model)
     how = recipe.model.adapt
     optimizer = make_optimizer(parameters, settings, how.lora_plus_ratio if isinstance(how, Lora) else 1.0)
+    if isinstance(how, AdaLora):
+        optimizer.register_step_post_hook(allocator(how, parameters, data.n_steps))
     checkpoints = out / "checkpoints"
     saved = checkpoint.resume(checkpoints, parameters, optimizer, report.say)
     progress = from_json(saved) if saved else Progress()
@@ -100,6 +103,7 @@ def read_data(recipe: Recipe, prepared: Path, tokenizer: object, share: bool) ->
 
 def make_plan(recipe: Recipe, data: StepData) -> Plan:
     settings = recipe.train
+    how = recipe.model.adapt
     steps_per_epoch = math.ceil(len(data.train) / settings.examples_per_step)
     return Plan(
         n_steps=data.n_steps,
@@ -110,6 +114,7 @@ def make_plan(recipe: Recipe, data: StepData) -> Plan:
         patience=settings.early_stopping.patience_checks if settings.early_stopping else None,
         save_every_s=settings.save_every_s,
         max_s=settings.max_minutes * 60 if settings.max_minutes else None,
+        hooks=(Orthogonal(how.orthogonality),) if isinstance(how, AdaLora) else (),
     )
 
 

@@ -1,0 +1,65 @@
+"""The settings of a recipe: everything a person decides about a run, in one frozen, strict tree.
+
+One module for each section of a recipe; all of them are read from here. A field enters the tree with the feature that
+reads it; a test walks the fields and fails on one that no code reads. The unit is in the name. What is wrong in a tree
+by itself is said here; `recipe.py` reads files and checks plug-ins.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from luthier.settings.data import Data, Dedupe, FormatName, Source, Split, source_path
+from luthier.settings.evaluate import Evaluate, Judge, Servers, SuiteUse, metric_name
+from luthier.settings.model import WHOLE, AdaLora, Adapt, Bottleneck, Full, Lora, Model, Partial, Peft
+from luthier.settings.release import HUMAN_PREFERENCE, Release, Rule
+from luthier.settings.section import Section, Use, fingerprint
+from luthier.settings.train import EarlyStopping, Train
+from luthier.techniques import UNMERGED
+
+__all__ = [
+    "HUMAN_PREFERENCE", "WHOLE", "AdaLora", "Adapt", "Bottleneck", "Data", "Dedupe", "EarlyStopping", "Evaluate",
+    "FormatName", "Full", "Judge", "Lora", "Model", "Partial", "Peft", "Recipe", "Release", "Rule", "Section",
+    "Servers", "Source", "Split", "SuiteUse", "Train", "Use", "fingerprint", "metric_name", "source_path",
+]  # fmt: skip
+
+
+class Recipe(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    """Letters, digits, dots, dashes and underscores: it names the run's folder."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: Data
+    model: Model = Model()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    release: Release
+
+    @model_validator(mode="after")
+    def _slices_exist(self) -> Recipe:
+        for rule in self.release.rules:
+            if unknown := set(rule.in_slices) - set(self.data.slices):
+                raise ValueError(
+                    f"release rule in slices {sorted(unknown)}, but data.slices has {list(self.data.slices)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _servers_can_load_what_is_trained(self) -> Recipe:
+        if not self.evaluate.servers:
+            return self
+        adapt = self.model.adapt
+        if not isinstance(adapt, Lora):
+            raise ValueError("evaluate.servers load the tuned model as a LoRA adapter: use one, or evaluate without")
+        if adapt.dora or adapt.rank_pattern or adapt.alpha_pattern:  # vLLM: no DoRA, and one scale for all layers
+            raise ValueError("evaluate.servers load LoRA without dora, rank_pattern and alpha_pattern only")
+        return self
+
+    @model_validator(mode="after")
+    def _merges_what_can_be_merged(self) -> Recipe:
+        adapt = self.model.adapt
+        name = adapt.type if isinstance(adapt, Peft) else adapt.method
+        if "merged" in self.release.export and name in UNMERGED:
+            raise ValueError(f"release.export: {name} cannot be merged; the adapter is exported in any case")
+        return self

@@ -1,0 +1,71 @@
+"""`data`: where the rows come from, what becomes of them, and which side each is on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from luthier.conversation import Side
+from luthier.settings.section import Count, Fraction, Section
+
+FormatName = Literal["auto", "messages", "prompt_completion", "classification", "text"]
+
+
+class Source(Section):
+    path: str
+    """A file or a folder of files; relative to the recipe."""
+    split: Side | None = None
+    """The side all rows of this source belong to; None: the recipe's split decides."""
+    format: FormatName | None = None
+    """None: `data.format`. Sources may differ: chats to learn from, and general texts to replay against forgetting."""
+    fields: dict[str, str] | None = None
+    """None: `data.fields`."""
+
+
+class Dedupe(Section):
+    use: Literal["dedupe"]
+    similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Jaccard similarity of word shingles of whole conversations; 1.0 removes exact copies only."""
+
+
+class Split(Section):
+    by: str = "family"
+    """`given`: rows carry a `split` column. `family`, or the name of a column whose values stay together.
+    A side that a file or a source gives always wins."""
+    valid_fraction: Fraction = 0.05
+    test_fraction: Fraction = 0.10
+    near_duplicate_similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Prompts at least this similar stay on one side, or are reported as leakage where sides are given."""
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train(self) -> Split:
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError("valid_fraction and test_fraction leave nothing to train on")
+        return self
+
+
+class Data(Section):
+    sources: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)]
+    format: FormatName = "auto"
+    fields: dict[str, str] = {}
+    """messages, prompt, completion, text, label, system, split -> a column, or a template: '{table}\\n{question}'.
+    `{column?}` may be absent from a row."""
+    system: str | None = None
+    """System text for conversations that have none."""
+    clean: Annotated[tuple[Dedupe, ...], Field(strict=False)] = ()
+    max_rejected_fraction: Fraction = 0.01
+    """Above it the run stops: look at the data, not at the loss. 0 is strict."""
+    limit: Count | None = None
+    """At most this many conversations a side, drawn by seed; said in the report."""
+    max_tokens: Count | None = None
+    """A longer conversation is rejected, never cut. None: the base model's context window."""
+    split: Split = Split()
+    slices: Annotated[tuple[str, ...], Field(strict=False)] = ()
+
+
+def source_path(source: Source, folder: Path) -> Path:
+    """Where a source lies: relative paths count from the recipe's folder."""
+    return Path(os.path.normpath(folder / Path(source.path).expanduser()))

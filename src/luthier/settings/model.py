@@ -1,0 +1,175 @@
+"""`model`: the base model, and what of it is trained."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from luthier.settings.section import Count, Fraction, Positive, Section
+from luthier.techniques import TECHNIQUES, not_trained
+
+
+def _is_pattern(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    try:
+        re.compile(value if isinstance(value, str) else "")
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from None
+    return value
+
+
+Pattern = Annotated[str, AfterValidator(_is_pattern)]
+Names = Annotated[str | Annotated[tuple[str, ...], Field(strict=False)], AfterValidator(_is_pattern)]
+
+
+class Full(Section):
+    method: Literal["full"]
+
+
+class Partial(Section):
+    """Some of the model's own weights, all that one of these settings names; saved as a whole model."""
+
+    method: Literal["partial"]
+    train: Names | None = None
+    """Weights: a regular expression for the whole name, '.*norm.*', or a list of parts of names, [norm, lm_head]."""
+    bitfit: bool = False
+    """Every bias."""
+    last_layers: Count | None = None
+    """All of the model's last so many layers."""
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> Partial:
+        if not (self.train or self.bitfit or self.last_layers):
+            raise ValueError("say what to train: `train`, `bitfit` or `last_layers`")
+        return self
+
+
+class Lora(Section):
+    method: Literal["lora"] = "lora"
+    rank: Count = 16
+    alpha: Positive = 32.0
+    dropout: Fraction = 0.0
+    target: Names = "all-linear"
+    """`all-linear`, a regular expression for whole names of modules, or a list of their endings."""
+    last_layers: Count | None = None
+    """Only in the model's last so many layers, where the backward pass then ends."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank), so that large ranks learn as fast as small ones; else by alpha / rank."""
+    dora: bool = False
+    """Learn the norm of each row of a weight apart from its direction."""
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
+    """default, gaussian, orthogonal, pissa or olora. The last two begin with a weight's main directions; saved is the
+    change alone, as LoRA of twice the rank."""
+    lora_plus_ratio: Positive = 1.0
+    """The learning rate of B, in multiples of A's."""
+    rank_pattern: dict[Pattern, Count] = {}
+    """Other ranks by a regular expression for the end of a module's name, e.g. {v_proj: 32}."""
+    alpha_pattern: dict[Pattern, Positive] = {}
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the adapter begins with a part of the base model's weights, which is taken out of them."""
+        return self.init in ("pissa", "olora")
+
+    @model_validator(mode="after")
+    def _can_be_begun_and_saved(self) -> Lora:
+        if self.changes_base and self.dora:
+            raise ValueError(f"dora with init {self.init} cannot be saved as an adapter of the unchanged base model")
+        if self.init == "orthogonal" and any(rank % 2 for rank in (self.rank, *self.rank_pattern.values())):
+            raise ValueError("init orthogonal needs even ranks")
+        return self
+
+
+class AdaLora(Section):
+    """LoRA whose rank moves between layers while it trains; saved as LoRA."""
+
+    method: Literal["adalora"]
+    target_rank: Count = 16
+    """The mean rank of a layer at the end."""
+    initial_rank: Count = 24
+    """Of every layer at the beginning."""
+    alpha: Positive = 32.0
+    """Changes are scaled by alpha / initial_rank."""
+    target: Names = "all-linear"
+    """As with LoRA."""
+    start_fraction: Fraction = 0.1
+    """Of the steps, before any rank is taken."""
+    final_fraction: Fraction = 0.3
+    """Of the steps, at the end, in which the ranks stay as they are."""
+    smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    """How much of a weight's importance comes from earlier steps."""
+    orthogonality: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """Weight of the penalty that keeps A's rows and B's columns orthogonal."""
+
+    @model_validator(mode="after")
+    def _has_a_budget_to_take(self) -> AdaLora:
+        if self.target_rank >= self.initial_rank:
+            raise ValueError("target_rank must be below initial_rank: the ranks between them are what is moved")
+        if self.start_fraction + self.final_fraction >= 1:
+            raise ValueError("start_fraction and final_fraction leave no steps in which ranks are taken")
+        return self
+
+
+class Peft(Section):
+    """A technique of peft's beside LoRA. `{method: ia3}` is short for `{method: peft, type: IA3}`."""
+
+    method: Literal["peft"]
+    type: str
+    """BEFT, BOFT, C3A, DELORA, HRA, IA3, LOHA, LOKR, MISS, OFT, VBLORA or VERA."""
+    target: Names | None = None
+    """As with LoRA; None: the modules that peft takes by default for this architecture."""
+    params: dict[str, Any] = {}
+    """What peft's configuration class of this type takes; checked against it."""
+
+    @model_validator(mode="after")
+    def _may_train(self) -> Peft:
+        if reason := not_trained(self.type):
+            raise ValueError(reason)
+        return self
+
+
+class Bottleneck(Section):
+    """Small networks between the parts of each layer; the module that holds them is ours."""
+
+    method: Literal["bottleneck"]
+    placement: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
+    """houlsby: after attention and after the MLP; pfeiffer: after the MLP; parallel: beside the MLP."""
+    size: Count = 64
+    """Of the bottleneck."""
+    reduction: Count | None = None
+    """Instead of `size`: the model's hidden size divided by it."""
+    activation: Literal["relu", "gelu", "silu"] = "relu"
+    scale: Positive | None = None
+    """Of what an adapter adds. None: 4 in parallel, else 1."""
+    last_layers: Count | None = None
+    """As with LoRA."""
+
+    @model_validator(mode="after")
+    def _has_one_size(self) -> Bottleneck:
+        if self.reduction is not None and self.size != type(self).model_fields["size"].default:
+            raise ValueError("give size or reduction, not both")
+        return self
+
+
+Adapt = Annotated[Full | Partial | Lora | AdaLora | Peft | Bottleneck, Field(discriminator="method")]
+WHOLE = (Full, Partial)
+"""What leaves a whole model; the others leave an adapter."""
+
+
+class Model(Section):
+    base: str = "smollm2-135m-instruct"
+    """A built-in name, a hub name, a folder or a .gguf file."""
+    adapt: Adapt = Lora()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lora_unless_said(cls, value: Any) -> Any:
+        """So that `adapt: {rank: 8}` is enough; `to_yaml`, which leaves out defaults, writes it so."""
+        adapt = value.get("adapt") if isinstance(value, dict) else None
+        if not isinstance(adapt, dict):
+            return value
+        technique = str(adapt.get("method")).upper()
+        if technique in TECHNIQUES:
+            adapt = {**adapt, "method": "peft", "type": technique}
+        return {**value, "adapt": {"method": "lora", **adapt}}

@@ -1,0 +1,36 @@
+"""`train`: how long, how fast and in which steps."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from luthier.settings.section import Count, Fraction, Positive, Section
+
+
+class EarlyStopping(Section):
+    patience_checks: Count = 3
+    """Training stops after this many validations in a row without a lower nll."""
+
+
+class Train(Section):
+    epochs: Count = 3
+    examples_per_step: Count = 16
+    """Over all devices. How a step is cut into micro-batches is derived and does not change the gradient."""
+    learning_rate: Positive = 2e-4
+    warmup_fraction: Fraction = 0.05
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    max_grad_norm: Positive = 1.0
+    tokens_per_micro_batch: Count = 2048
+    """Memory bound: distinct tokens in one forward pass. A single longer example still runs, alone."""
+    checks_per_epoch: Count = 2
+    """Validations an epoch; each may save new best weights."""
+    early_stopping: EarlyStopping | None = EarlyStopping()
+    keep: Literal["best", "last"] = "best"
+    """The weights that the run ends with: those of the lowest validation nll, or the last ones."""
+    save_every_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    """Seconds between checkpoints; 0 saves after every step."""
+    max_minutes: Positive | None = None
+    """Stop and finish the schedule within this time. Makes a run depend on the machine's speed."""
