@@ -61,6 +61,8 @@ class _FusedLayer(nn.Module):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
+        if any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules()):
+            raise ValueError("something hooks into them")  # an adapter perhaps: it would neither act nor learn
         _expect(layer, {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"})
         attention, mlp = layer.self_attn, layer.mlp
         _expect(attention, {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_norm", "k_norm"})
