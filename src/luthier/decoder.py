@@ -38,7 +38,7 @@ class Decoder:
         self.model = model
         # peft wraps; Any, because torch types the attributes of a Module as Tensor | Module
         self._inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        self.head = _head(self._inner)
+        self.head = _head(self)
         self.shortcut: Callable[[Batch], Tensor] | None = None
         """What `tree_states` gives, in less time: `trunk.kept_trunk` puts it here, and takes it away."""
         self.fused: FusedLayers | None = None
@@ -155,14 +155,15 @@ def _drops_out(model: nn.Module) -> bool:
     return any(rate > 0 for rate in (*rates, *(m.p for m in modules if isinstance(m, nn.Dropout))))
 
 
-def _head(model: Any) -> Callable[[Tensor], Tensor]:
-    """Hidden states (m, D) -> logits (m, V) in float32, with the family's scaling and soft cap."""
-    linear, config = model.get_output_embeddings(), model.config
+def _head(decoder: Decoder) -> Callable[[Tensor], Tensor]:
+    """Hidden states (m, D) -> logits (m, V) in float32 at least, with the family's scaling and soft cap."""
+    linear, config = decoder._inner.get_output_embeddings(), decoder._inner.config
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
 
     def head(hidden: Tensor) -> Tensor:
-        logits: Tensor = linear(hidden).float()
+        logits: Tensor = (decoder.fused.head if decoder.fused else linear)(hidden)
+        logits = logits if logits.dtype is torch.float64 else logits.float()
         if scale != 1.0:  # a multiplication by one of every logit, and of its gradient, was a twelfth of a step
             logits = logits * scale
         return torch.tanh(logits / cap) * cap if cap else logits
@@ -221,7 +222,7 @@ def _fuse(decoder: Decoder) -> str | None:
     expected = decoder.tree_states(batch)
     try:
         decoder._layers_name, layers = decoder.layers()
-        decoder.fused = FusedLayers(list(layers))
+        decoder.fused = FusedLayers(list(layers), decoder._inner.get_output_embeddings())
         worst = float((decoder.tree_states(batch) - expected).abs().max() / expected.abs().max())
         if not worst <= FUSED_TOLERANCE:
             raise ValueError(f"fused, their states differ by {worst:.1e}")

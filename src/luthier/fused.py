@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from luthier import kernels
 from luthier.attention import Attend
+from luthier.kernels import product
 
 _DTYPES = {torch.float32, torch.float64}
 """In fewer digits a merged weight would lose most of what its adapter has learned."""
@@ -32,12 +33,14 @@ _DTYPES = {torch.float32, torch.float64}
 class FusedLayers:
     """Stands for a model's layers. Raises ValueError if one of them has another structure, saying what is different."""
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, layers: Sequence[nn.Module], head: nn.Module) -> None:
         dtypes = {p.dtype for layer in layers for p in layer.parameters()}
         if len(dtypes) != 1 or not dtypes <= _DTYPES:
             raise ValueError("weights that are not all float32 cannot take an adapter in")
-        self._fused = {id(layer): _FusedLayer(layer) for layer in layers}
-        self._n_entered = 0
+        self._entry = _Entry()
+        self._fused = {id(layer): _FusedLayer(layer, self._entry) for layer in layers}
+        self.head = _Projection((head,), self._entry)
+        """What the output embeddings give: hidden states (m, D) -> (m, V)."""
 
     def of(self, layers: Sequence[nn.Module]) -> list[nn.Module]:
         """These layers, fused where they are known."""
@@ -46,20 +49,27 @@ class FusedLayers:
     @contextmanager
     def entered(self) -> Iterator[None]:
         """While this lasts, the weights that are met first stay those that are used."""
-        self._n_entered += 1
+        self._entry.depth += 1
         try:
             yield
         finally:
-            self._n_entered -= 1
-            if not self._n_entered:
-                for layer in self._fused.values():
-                    layer.forget()
+            self._entry.depth -= 1
+            if not self._entry.depth:
+                self._entry.matrices.clear()
+
+
+@dataclass(slots=True)
+class _Entry:
+    """How often the layers are entered at the moment, and the matrices of each projection that has run since."""
+
+    depth: int = 0
+    matrices: dict[int, _Entered] = field(default_factory=dict)
 
 
 class _FusedLayer(nn.Module):
     """norm, queries keys values, rotation, attention, output and sum; norm, gate and up, down and sum."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, entry: _Entry) -> None:
         super().__init__()
         if any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules()):
             raise ValueError("something hooks into them")  # an adapter perhaps: it would neither act nor learn
@@ -72,13 +82,13 @@ class _FusedLayer(nn.Module):
         self._size, self._scaling = attention.head_dim, attention.scaling
         # Behind a tuple, so that the model's weights do not become this module's.
         self._head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
-        qkv = _Projection((attention.q_proj, attention.k_proj, attention.v_proj), _Norm(layer.input_layernorm))
-        gate_up = _Projection((mlp.gate_proj, mlp.up_proj), _Norm(layer.post_attention_layernorm))
-        self._projections = (qkv, _Projection((attention.o_proj,)), gate_up, _Projection((mlp.down_proj,), _Gate()))
-
-    def forget(self) -> None:
-        for projection in self._projections:
-            projection.forget()
+        first, second = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        self._projections = (
+            _Projection((attention.q_proj, attention.k_proj, attention.v_proj), entry, first),
+            _Projection((attention.o_proj,), entry),
+            _Projection((mlp.gate_proj, mlp.up_proj), entry, second),
+            _Projection((mlp.down_proj,), entry, _Gate()),
+        )
 
     def forward(
         self,
@@ -206,22 +216,22 @@ class _Projection:
     """before(x) (N, D) @ the matrices (D, O) [+ biases] [+ residual (N, O)]."""
 
     modules: tuple[nn.Module, ...]
+    entry: _Entry
     before: _Norm | _Gate | None = None
     sizes: list[int] = field(init=False)  # of each matrix's outputs
-    _entered: _Entered | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.sizes = [len(_Matrix.of(module).weight) for module in self.modules]
 
-    def forget(self) -> None:
-        self._entered = None
-
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if self._entered is None:
-            self._entered = _Entered.of([_Matrix.of(module) for module in self.modules])
-        learned = [tensor for matrix in self._entered.matrices for tensor in matrix.tensors()]
+        entered = self.entry.matrices.get(id(self))
+        if entered is None:
+            entered = _Entered.of([_Matrix.of(module) for module in self.modules])
+            if self.entry.depth:
+                self.entry.matrices[id(self)] = entered
+        learned = [tensor for matrix in entered.matrices for tensor in matrix.tensors()]
         norm = None if self.before is None else self.before.weight
-        return _Projected.apply(self.before, self._entered, x, residual, norm, *learned)  # type: ignore[no-any-return]
+        return _Projected.apply(self.before, entered, x, residual, norm, *learned)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,13 +266,13 @@ class _Entered:
         """
         d_down = d_up = x.new_empty(0, 0)
         if self.down is not None and self.up is not None and any(wanted[2::4]) | any(wanted[3::4]):
-            d_down = (dy @ self.up).T @ x  # (R, D)
-            d_up = (x @ self.down.T).T @ dy  # (R, O)
+            d_down = product(product(dy, self.up).T, x)  # (R, D)
+            d_up = product(product(x, self.down.T).T, dy)  # (R, O)
         row = column = 0
         for i, matrix in enumerate(self.matrices):
             weight, bias, a, b = wanted[4 * i : 4 * i + 4]
             rows, columns = slice(row, row + matrix.rank), slice(column, column + len(matrix.weight))
-            yield dy[:, columns].T @ x if weight else None
+            yield product(dy[:, columns].T, x) if weight else None
             yield dy[:, columns].sum(0) if bias else None
             yield d_down[rows] if a else None
             yield d_up[rows, columns].T * matrix.scale if b else None
@@ -283,7 +293,7 @@ class _Projected(torch.autograd.Function):
         ctx.before, ctx.entered = before, entered
         ctx.save_for_backward(x)
         given, whole = x if before is None else before(x), entered.whole.T
-        out = given @ whole if residual is None else torch.addmm(residual, given, whole)
+        out = product(given, whole, residual)
         return out if entered.bias is None else out.add_(entered.bias)
 
     @staticmethod
@@ -292,7 +302,7 @@ class _Projected(torch.autograd.Function):
         (x,), before, entered = ctx.saved_tensors, ctx.before, ctx.entered
         _, _, wants_x, wants_residual, wants_norm, *wanted = ctx.needs_input_grad
         dy = dy.contiguous()
-        d_given = dy @ entered.whole if wants_x or wants_norm else None
+        d_given = product(dy, entered.whole) if wants_x or wants_norm else None
         given, dx, d_norm = x, d_given, None
         if isinstance(before, _Norm):
             given = before(x)

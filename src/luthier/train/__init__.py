@@ -72,7 +72,7 @@ def repeatable() -> None:
     """Let torch compute the same bits each time, where it has two ways."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     # By default that also fills every new tensor with NaN before it is written: a tenth of a step, and no bit of it.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def read_data(recipe: Recipe, prepared: Path, tokenizer: object, share: bool) -> StepData:
