@@ -115,7 +115,7 @@ def open_ways(setting: Setting, method: str, names: Sequence[str]) -> dict[str, 
         found |= {name: trl_way(setting, model, **TRL_WAYS[name]) for name in peers}
     if own := [name for name in names if name in OUR_WAYS]:
         decoder = Decoder(load(setting.base, method))
-        fused = getattr(decoder, "fused", None)
+        fused = decoder.fused
         if "generic" in own:
             found["generic"] = our_way(decoder, None)
         if "fused" in own and fused is not None:
@@ -132,15 +132,15 @@ def our_way(decoder: Decoder, fused: Any) -> Way:
 
     def batches(examples: Examples) -> list[Batch]:
         repeatable()
-        if hasattr(decoder, "fused"):
-            decoder.fused = fused
+        decoder.fused = fused
         return packed_trees(decoder, examples)
 
     def step(examples: Examples) -> float:
         found = batches(examples)
         decoder.model.train()
         n = sum(b.n_targets for b in found)
-        nats = sum(float(backward(decoder, [CrossEntropy()], b, {"token": n, "sequence": 1})) for b in found)
+        with decoder.entered():
+            nats = sum(float(backward(decoder, [CrossEntropy()], b, {"token": n, "sequence": 1})) for b in found)
         update(optimizer)
         return nats / n
 
