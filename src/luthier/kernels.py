@@ -42,6 +42,14 @@ def compiled(*tensors: Tensor) -> bool:
     return fits and first.dtype in _TYPES and library() is not None
 
 
+def describe() -> dict[str, str]:
+    """For `luthier doctor`: who multiplies matrices here, and who does the rest."""
+    return {
+        "matrix products": "oneDNN" if _has_better_products() else "torch's own library",
+        "kernels": "compiled" if library() else "torch: no compiler that builds them was found",
+    }
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where they cannot be had: no compiler, another OpenMP, or not wanted."""

@@ -201,12 +201,13 @@ def runs(found: Sequence[tuple[Run, dict[str, RunRecord]]], as_json: bool) -> No
 
 
 def doctor(as_json: bool) -> None:
+    from luthier import kernels
     from luthier.errors import ModelError
     from luthier.files import cache_folder
     from luthier.machine import describe
     from luthier.models import BUILT_IN, find_base
 
-    facts = describe()
+    facts = describe() | kernels.describe()
     for name in BUILT_IN:
         try:
             facts[f"model {name}"] = f"ready in {find_base(name).folder}"
