@@ -155,7 +155,7 @@ class _TreeAttention(torch.autograd.Function):
                 outs[:, _rows(b, groups)].baddbmm_(probabilities, value[:, _keys(b)])
         attended = out.transpose(0, 1).contiguous()  # (N, K, G, C)
         ctx.save_for_backward(query, key, value, attended, lse)
-        ctx.scaling, ctx.plan = scaling, plan
+        ctx.scaling, ctx.plan = float(scaling), plan  # a configuration may say 1, and kernels take it by its type
         return attended.view(n, -1)
 
     @staticmethod

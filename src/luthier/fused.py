@@ -9,11 +9,12 @@ gradient of the whole matrix. Only inputs of a projection are kept for the backw
 
 `FusedLayers` takes layers by their structure and refuses, in words, what it does not know; whether they compute what
 the model's own layers do is checked by `Decoder` at load. Merged weights are those of the moment of entry: nothing may
-learn between entry and exit.
+learn between entry and exit, and no adapter be switched.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -77,6 +78,10 @@ class _FusedLayer(nn.Module):
         attention, mlp = layer.self_attn, layer.mlp
         _expect(attention, {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_norm", "k_norm"})
         _expect(mlp, {"gate_proj", "up_proj", "down_proj"}, {"act_fn"})
+        for module, names in ((layer, _LAYER), (attention, _ATTENTION), (mlp, _MLP)):
+            _expect_uses(module, names)
+        if getattr(layer, "residual_multiplier", 1.0) != 1.0:
+            raise ValueError(f"its residual sums are scaled by {layer.residual_multiplier}")
         if type(mlp.act_fn).__name__ not in {"SiLU", "SiLUActivation"}:
             raise ValueError(f"its MLP is gated by {type(mlp.act_fn).__name__}")
         self._size, self._scaling = attention.head_dim, attention.scaling
@@ -129,6 +134,26 @@ def _expect(module: nn.Module, names: set[str], more: set[str] = frozenset()) ->
         raise ValueError(f"{type(module).__name__} has {', '.join(sorted(found ^ names))}")
 
 
+def _expect_uses(module: nn.Module, names: set[str]) -> None:
+    """No name in its forward pass but these.
+
+    A scale by position, or a clip of what is large, changes nothing in the short examples that are compared at load.
+    """
+    forward: Any = inspect.unwrap(type(module).forward)
+    if more := sorted(set(forward.__code__.co_names) - names):
+        raise ValueError(f"{type(module).__name__} uses {', '.join(more)}")
+
+
+_LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp", "residual_multiplier"}
+_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+_ATTENTION = set(
+    "q_proj k_proj v_proj o_proj q_norm k_norm apply_rotary_pos_emb head_dim scaling shape view transpose reshape "
+    "contiguous training attention_dropout sliding_window getattr update layer_idx config _attn_implementation "
+    "ALL_ATTENTION_FUNCTIONS get_interface eager_attention_forward".split()
+)
+"""All names that the forward passes of Llama, Qwen2, Qwen3, Mistral and Granite use."""
+
+
 # -- what comes before a matrix product ------------------------------------------------------------------
 
 
@@ -136,7 +161,7 @@ class _Norm:
     def __init__(self, norm: Any) -> None:
         if not hasattr(norm, "variance_epsilon") or [name for name, _ in norm.named_parameters()] != ["weight"]:
             raise ValueError(f"{type(norm).__name__} is no plain root mean square")
-        self._norm, self._eps = norm, norm.variance_epsilon
+        self._norm, self._eps = norm, float(norm.variance_epsilon)
 
     @property
     def weight(self) -> Tensor:

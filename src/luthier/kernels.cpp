@@ -26,7 +26,7 @@ static inline float exp_(float x) {
 }
 static inline double exp_(double x) { return std::exp(x); }
 
-static inline float sigmoid(float x) { return 1.0f / (1.0f + exp_(x > 80.0f ? -80.0f : -x)); }
+static inline float sigmoid(float x) { return 1.0f / (1.0f + exp_(x < -88.0f ? 88.0f : -x)); }
 static inline double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 
 template <class T>
