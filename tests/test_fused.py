@@ -230,14 +230,14 @@ def test_what_is_learned_between_two_entries_is_seen(way: str, move: Callable[[A
 def test_weights_are_merged_once_an_entry() -> None:
     decoder, batch = Decoder(adapted(drawn("llama"))), make_batch(random_examples(1))
     assert decoder.fused is not None
-    projections = [p for layer in decoder.fused._fused.values() for p in layer._projections]
+    merged = decoder.fused._entry.matrices
     with decoder.entered():
         decoder.tree_states(batch)
-        kept = [p._entered for p in projections]
+        kept = dict(merged)
         with decoder.entered():
             decoder.tree_states(batch)
-        assert all(p._entered is one for p, one in zip(projections, kept, strict=True)) and None not in kept
-    assert all(p._entered is None for p in projections)
+        assert len(kept) == 4 * len(decoder.fused._fused) and all(merged[at] is one for at, one in kept.items())
+    assert not merged
 
 
 def appearance(model: Any) -> tuple[Any, ...]:
@@ -268,8 +268,7 @@ def test_a_model_is_left_as_it_was(fails: bool) -> None:
     else:
         run(decoder, batch)
     assert appearance(model) == before
-    assert decoder.fused is not None and decoder.fused._n_entered == 0
-    assert not any(p._entered for layer in decoder.fused._fused.values() for p in layer._projections)
+    assert decoder.fused is not None and decoder.fused._entry.depth == 0 and not decoder.fused._entry.matrices
     assert not [name for layer in decoder.fused._fused.values() for name, _ in layer.named_parameters()]
 
 

@@ -94,6 +94,7 @@ class _FusedLayer(nn.Module):
             _Projection((mlp.gate_proj, mlp.up_proj), entry, second),
             _Projection((mlp.down_proj,), entry, _Gate()),
         )
+        self._kv_heads = self._projections[0].sizes[1] // self._size
 
     def forward(
         self,
@@ -110,11 +111,6 @@ class _FusedLayer(nn.Module):
         attended = packed_attend(query, key, value, self._scaling)
         x = output(attended, x)
         return down(gate_up(x), x)[None]
-
-    @property
-    def _kv_heads(self) -> int:
-        n: int = self._projections[0].sizes[1] // self._size
-        return n
 
     def _normed(self, heads: Tensor, rotated: int) -> Tensor:
         """Heads (N, O) through the norms of queries and keys, where there are such (Qwen3)."""

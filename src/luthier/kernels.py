@@ -223,12 +223,17 @@ def _half_turned(x: Tensor) -> Tensor:
 
 def nll(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """-log softmax(logits)[target] of logits (n, V) and targets (n,): (n,), and the rows' logsumexp (n,)."""
-    if not compiled(logits):
+    if not compiled(logits) or not _in_vocabulary(targets, logits.shape[1]):
         log_p, lse = logits.log_softmax(-1), logits.logsumexp(-1)
         return -log_p.gather(1, targets[:, None])[:, 0], lse
     lse, out = (logits.new_empty(len(logits)) for _ in range(2))
     call("nll", logits, logits, targets, lse, out, *logits.shape)
     return out, lse
+
+
+def _in_vocabulary(targets: Tensor, n: int) -> bool:
+    """Whether a kernel may look them up; torch says what is wrong with others."""
+    return targets.dtype is torch.int64 and targets.is_contiguous() and bool(((targets >= 0) & (targets < n)).all())
 
 
 def nll_grad(logits: Tensor, lse: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
