@@ -323,7 +323,7 @@ def test_digits_that_a_merged_weight_would_lose_are_refused() -> None:
     mixed = drawn("llama", torch.float32)
     mixed.model.layers[1].mlp.down_proj.to(torch.float64)
     with pytest.raises(ValueError, match=expected):
-        FusedLayers(list(mixed.model.layers))
+        FusedLayers(list(mixed.model.layers), nn.Linear(2, 2))
 
 
 def other(config: str, **settings: Any) -> Any:
