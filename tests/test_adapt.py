@@ -329,7 +329,7 @@ def test_what_the_model_cannot_take_is_said(base: Base, how: dict[str, Any], sai
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"method": "peft", "type": "PREFIX_TUNING"}, "LU-R009 .*model.adapt: PREFIX_TUNING: .*prompt learning is not"),
+        ({"method": "peft", "type": "CPT"}, "LU-R009 .*model.adapt: CPT: .*only `method: prompt`"),
         ({"method": "peft", "type": "ADALORA"}, "LU-R009 .*moves rank"),
         ({"method": "peft", "type": "VEERA"}, "LU-R009 .*no such technique; did you mean 'VERA'"),
         ({"method": "vera", "params": {"rr": 4}}, r"LU-R008 .*model.adapt.params.rr: .*\s+-> did you mean 'r'"),

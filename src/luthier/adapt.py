@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from luthier.decoder import CANNOT_RUN
 from luthier.errors import ModelError, did_you_mean, first_line
-from luthier.models import Base, quiet_transformers
-from luthier.settings import WHOLE, Adapt, Lora, Partial, Peft
+from luthier.models import Base, load_tokenizer, quiet_transformers
+from luthier.prompts import begin, prompt_config
+from luthier.settings import WHOLE, Adapt, Lora, Partial, Peft, Prefix, Prompt, PTuning
 from luthier.techniques import UNMERGED, config_class
 
 
@@ -36,7 +38,10 @@ def adapt(model: nn.Module, how: Adapt, base: Base, seed: int) -> nn.Module:
         model = model.float()  # what rounding would take out of the base's weights would be in no adapter
     adapted = _with_adapter(model, how)
     adapted.peft_config["default"].base_model_name_or_path = base.public_name
-    _check_tied(adapted, how)
+    if isinstance(how, Prompt | PTuning | Prefix):
+        _begin(adapted, how, base)
+    else:
+        _check_tied(adapted, how)
     if isinstance(how, Lora):
         _check_lora(adapted, how)
         if how.changes_base:
@@ -102,7 +107,7 @@ def _nothing(setting: str, wanted: str | tuple[str, ...] | None, names: Iterable
 # -- adapters --------------------------------------------------------------------------------------------
 
 
-def _with_adapter(model: nn.Module, how: Lora | Peft) -> Any:
+def _with_adapter(model: nn.Module, how: Lora | Peft | Prompt | PTuning | Prefix) -> Any:
     """The model in peft's wrapping. Raises ModelError LU-M010, LU-M012, LU-M013."""
     from peft import get_peft_model
     from peft.tuners.tuners_utils import NoMatchingPeftModuleError
@@ -110,16 +115,27 @@ def _with_adapter(model: nn.Module, how: Lora | Peft) -> Any:
     try:
         with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a pattern that fits nothing is an error here, and PiSSA is converted
-            return get_peft_model(model, _lora_config(model, how) if isinstance(how, Lora) else _peft_config(how))
+            return get_peft_model(model, _config(model, how))
     except NoMatchingPeftModuleError:
+        assert isinstance(how, Lora | Peft)  # the others look for no modules
         raise _nothing("target", how.target, (name for name, _ in model.named_modules())) from None
     except (ValueError, TypeError) as error:
         raise _misfit(how, f"peft cannot adapt this model so: {first_line(error)}") from None
 
 
-def _misfit(how: Lora | Peft, found: str) -> ModelError:
-    advice = "model.adapt.target names what is adapted; docs/techniques.md says what each technique takes"
-    return ModelError.of("LU-M013", f"model.adapt: {'lora' if isinstance(how, Lora) else how.type}", found, advice)
+def _misfit(how: Lora | Peft | Prompt | PTuning | Prefix, found: str) -> ModelError:
+    advice = "docs/techniques.md says what each technique takes"
+    if isinstance(how, Lora | Peft):
+        advice = f"model.adapt.target names what is adapted; {advice}"
+    return ModelError.of("LU-M013", f"model.adapt: {how.type if isinstance(how, Peft) else how.method}", found, advice)
+
+
+def _begin(adapted: Any, how: Prompt | PTuning | Prefix, base: Base) -> None:
+    """Raises ModelError LU-M013 where peft cannot run the model so: a recurrent one has no keys for a prefix."""
+    try:
+        begin(adapted, how, load_tokenizer(base))
+    except (*CANNOT_RUN, IndexError) as error:  # IndexError: more positions than the model has learned
+        raise _misfit(how, f"peft cannot run this model so: {first_line(error)}") from None
 
 
 def _check_tied(adapted: Any, how: Lora | Peft) -> None:
@@ -130,6 +146,14 @@ def _check_tied(adapted: Any, how: Lora | Peft) -> None:
     ends = (inner.get_input_embeddings(), inner.get_output_embeddings())
     if inner.config.get_text_config().tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
         raise _misfit(how, "input and output embeddings are one tensor, which an adapter cannot change for one of them")
+
+
+def _config(model: nn.Module, how: Lora | Peft | Prompt | PTuning | Prefix) -> Any:
+    if isinstance(how, Lora):
+        return _lora_config(model, how)
+    if isinstance(how, Peft):
+        return config_class(how.type)(target_modules=_listed(how.target), task_type="CAUSAL_LM", **how.params)
+    return prompt_config(how)
 
 
 def _lora_config(model: nn.Module, how: Lora) -> Any:
@@ -149,10 +173,6 @@ def _lora_config(model: nn.Module, how: Lora) -> Any:
         alpha_pattern=dict(how.alpha_pattern),
         task_type="CAUSAL_LM",
     )
-
-
-def _peft_config(how: Peft) -> Any:
-    return config_class(how.type)(target_modules=_listed(how.target), task_type="CAUSAL_LM", **how.params)
 
 
 def _listed(target: str | tuple[str, ...] | None) -> Any:
