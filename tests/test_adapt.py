@@ -344,7 +344,7 @@ def test_what_the_model_cannot_take_is_said(base: Base, how: dict[str, Any], sai
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"method": "peft", "type": "PREFIX_TUNING"}, "LU-R009 .*model.adapt: PREFIX_TUNING: .*prompt learning is not"),
+        ({"method": "peft", "type": "CPT"}, "LU-R009 .*model.adapt: CPT: .*only `method: prompt`"),
         ({"method": "peft", "type": "ADALORA"}, "LU-R009 .*it is `method: adalora`"),
         ({"method": "adalora", "target_rank": 24}, "LU-R009 .*target_rank must be below initial_rank"),
         ({"method": "adalora", "start_fraction": 0.7}, "LU-R009 .*leave no steps in which ranks are taken"),

@@ -102,6 +102,13 @@ def test_a_run_leaves_everything_that_it_promises(project: Path) -> None:
     assert RunRecord.read(release / "record.json").parents.keys() == {"prepare", "train", "evaluate"}
 
 
+def test_a_learned_prompt_is_judged_released_and_talked_to_beside_the_base(project: Path) -> None:
+    done, _ = run(project, "model.adapt={method: prefix, tokens: 4}")
+    assert done.verdict
+    assert "prefix tuning with 4 virtual tokens" in (done.folder / "release" / "MODEL_CARD.md").read_text()
+    assert isinstance(lifecycle.talk(done.folder)("What colour is the lamp of size 3?"), str)
+
+
 def test_the_adapter_and_the_merged_model_are_loaded_by_transformers_and_peft_alone(project: Path, tiny: Path) -> None:
     import torch
     from peft import PeftModel

@@ -17,9 +17,11 @@ import torch
 from torch import nn
 
 from luthier import bottleneck
+from luthier.decoder import CANNOT_RUN
 from luthier.errors import ModelError, did_you_mean, first_line
-from luthier.models import Base, quiet_transformers
-from luthier.settings import WHOLE, AdaLora, Adapt, Bottleneck, Lora, Partial, Peft
+from luthier.models import Base, load_tokenizer, quiet_transformers
+from luthier.prompts import begin, prompt_config
+from luthier.settings import WHOLE, AdaLora, Adapt, Bottleneck, Lora, Partial, Peft, Prefix, Prompt, PTuning
 from luthier.techniques import UNMERGED, config_class
 
 
@@ -39,7 +41,10 @@ def adapt(model: nn.Module, how: Adapt, base: Base, seed: int) -> nn.Module:
         model = model.float()  # what rounding would take out of the base's weights would be in no adapter
     adapted = _with_adapter(model, how)
     adapted.peft_config["default"].base_model_name_or_path = base.public_name
-    _check_tied(adapted, how)
+    if isinstance(how, Prompt | PTuning | Prefix):
+        _begin(adapted, how, base)
+    else:
+        _check_tied(adapted, how)
     if isinstance(how, Lora | AdaLora):
         _check_ranks(adapted, how)
     if isinstance(how, Lora):
@@ -107,7 +112,11 @@ def _nothing(setting: str, wanted: str | tuple[str, ...] | None, names: Iterable
 # -- adapters --------------------------------------------------------------------------------------------
 
 
-def _with_adapter(model: nn.Module, how: Lora | AdaLora | Peft) -> Any:
+_Wrapped = Lora | AdaLora | Peft | Prompt | PTuning | Prefix
+"""What peft wraps a model for."""
+
+
+def _with_adapter(model: nn.Module, how: _Wrapped) -> Any:
     """The model in peft's wrapping. Raises ModelError LU-M010, LU-M012, LU-M013."""
     from peft import get_peft_model
     from peft.tuners.tuners_utils import NoMatchingPeftModuleError
@@ -117,6 +126,7 @@ def _with_adapter(model: nn.Module, how: Lora | AdaLora | Peft) -> Any:
             warnings.simplefilter("ignore")  # a pattern that fits nothing is an error here, and PiSSA is converted
             return get_peft_model(model, _config(model, how))
     except NoMatchingPeftModuleError:
+        assert isinstance(how, Lora | Peft)  # the others look for no modules
         raise _nothing("target", how.target, (name for name, _ in model.named_modules())) from None
     except (ValueError, TypeError) as error:
         raise _misfit(how, f"peft cannot adapt this model so: {first_line(error)}") from None
@@ -139,9 +149,19 @@ def _shape(model: Any, how: Bottleneck, base: Base) -> bottleneck.Shape:
     )
 
 
-def _misfit(how: Lora | AdaLora | Peft, found: str) -> ModelError:
-    advice = "model.adapt.target names what is adapted; docs/techniques.md says what each technique takes"
+def _misfit(how: _Wrapped, found: str) -> ModelError:
+    advice = "docs/techniques.md says what each technique takes"
+    if isinstance(how, Lora | AdaLora | Peft):
+        advice = f"model.adapt.target names what is adapted; {advice}"
     return ModelError.of("LU-M013", f"model.adapt: {how.type if isinstance(how, Peft) else how.method}", found, advice)
+
+
+def _begin(adapted: Any, how: Prompt | PTuning | Prefix, base: Base) -> None:
+    """Raises ModelError LU-M013 where peft cannot run the model so: a recurrent one has no keys for a prefix."""
+    try:
+        begin(adapted, how, load_tokenizer(base))
+    except (*CANNOT_RUN, IndexError) as error:  # IndexError: more positions than the model has learned
+        raise _misfit(how, f"peft cannot run this model so: {first_line(error)}") from None
 
 
 def _check_tied(adapted: Any, how: Lora | AdaLora | Peft) -> None:
@@ -154,10 +174,12 @@ def _check_tied(adapted: Any, how: Lora | AdaLora | Peft) -> None:
         raise _misfit(how, "input and output embeddings are one tensor, which an adapter cannot change for one of them")
 
 
-def _config(model: nn.Module, how: Lora | AdaLora | Peft) -> Any:
+def _config(model: nn.Module, how: _Wrapped) -> Any:
     """peft's configuration."""
     if isinstance(how, Lora):
         return _lora_config(model, how)
+    if isinstance(how, Prompt | PTuning | Prefix):
+        return prompt_config(how)
     named = {"target_modules": _listed(how.target), "task_type": "CAUSAL_LM"}
     if isinstance(how, Peft):
         return config_class(how.type)(**named, **how.params)

@@ -14,9 +14,10 @@ caller must unroll (`unrolled`). This module knows nothing of models or losses.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.encode import Encoded
@@ -73,6 +74,20 @@ class Batch:
         while (segment := self.segments[segment].parent) >= 0:
             above.append(segment)
         return above[::-1]
+
+    def rooted(self, n: int) -> Batch:
+        """The same examples after `n` virtual tokens, which are one root for all; their ids are -1."""
+        if n == 0:
+            return self
+        segments = (Segment(s.start + n, s.stop + n, s.parent + 1) for s in self.segments)
+        return replace(
+            self,
+            ids=F.pad(self.ids, (n, 0), value=-1),
+            positions=torch.cat([torch.arange(n, device=self.ids.device), self.positions + n]),
+            segments=(Segment(0, n, -1), *segments),
+            predict_at=self.predict_at + n,
+            leaf=tuple((segment + 1, stop + n) for segment, stop in self.leaf),
+        )
 
     def unrolled(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows for models that cannot take a tree: ids (B, T), lengths (B,), and where in B*T each token is (N,)."""

@@ -26,6 +26,7 @@ from luthier.errors import ModelError, first_line
 from luthier.fused import FusedLayers
 from luthier.kernels import nll
 from luthier.models import quiet_transformers
+from luthier.prompts import Root
 
 LOGITS_CHUNK = 512
 """Rows of logits alive at once: 512 x 49,152 floats are 100 MB."""
@@ -38,6 +39,7 @@ class Decoder:
         self.model = model
         # peft wraps; Any, because torch types the attributes of a Module as Tensor | Module
         self._inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        self._root = Root.of(model)
         self.head = _head(self)
         self.shortcut: Callable[[Batch], Tensor] | None = None
         """What `tree_states` gives, in less time: `trunk.kept_trunk` puts it here, and takes it away."""
@@ -81,6 +83,11 @@ class Decoder:
         """Whether its cache holds more than keys and values: a state that cannot be cut into rows."""
         return bool(getattr(self._inner, "_is_stateful", False) or _layers(self._inner.config) - _ATTENDING)
 
+    @property
+    def n_virtual(self) -> int:
+        """Learned tokens that stand before every text; in a packed tree they are its root (`Batch.rooted`)."""
+        return self._root.n if self._root else 0
+
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states (M, D) at the places that predict a learned token."""
         if self.shares:
@@ -91,8 +98,9 @@ class Decoder:
 
     def tree_states(self, batch: Batch) -> Tensor:
         """A packed tree through the whole body: (N, D)."""
+        rooted = batch.rooted(self.n_virtual)
         with self.packed() as run:
-            return run(batch.ids, batch.positions, TreePlan.of(batch).attend)
+            return run(rooted.ids, rooted.positions, TreePlan.of(rooted).attend)
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -104,15 +112,17 @@ class Decoder:
     def packed(self) -> Iterator[Callable[[Tensor, Tensor, Attend], Tensor]]:
         """The body as a function: ids (N,), positions (N,), and what they attend to -> hidden states (N, D).
 
+        Virtual tokens, at the beginning or not at all, get no states.
         For models that share only: in them attention is all by which one token sees another.
         """
         with self.entered(), self._packed_attention(), self._fused_layers():
 
             def run(ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-                out = self.body(
-                    input_ids=ids[None], position_ids=positions[None], use_cache=False, packed_attend=attend
-                )
-                return out.last_hidden_state[0]  # type: ignore[no-any-return]
+                if self._root is None or ids[0] >= 0:
+                    given = {"input_ids": ids[None], "position_ids": positions[None], "packed_attend": attend}
+                    return self.body(**given, use_cache=False).last_hidden_state[0]  # type: ignore[no-any-return]
+                out = self.body(**self._root.tree(ids, positions, attend), use_cache=False)
+                return out.last_hidden_state[0, self._root.n - len(ids) :]  # type: ignore[no-any-return]
 
             yield run
 
@@ -144,8 +154,9 @@ class Decoder:
         """(B*T, D) and where each of the N tokens is in it; rows are padded on the right."""
         rows, lengths, home = batch.unrolled()
         mask = torch.arange(rows.shape[1], device=rows.device)[None] < lengths[:, None]
-        out = self.body(input_ids=rows, attention_mask=mask.long(), use_cache=False)
-        return out.last_hidden_state.flatten(0, 1), home
+        given = {"input_ids": rows, "attention_mask": mask.long()}
+        out = self.body(**(self._root.rows(rows, mask.long()) if self._root else given), use_cache=False)
+        return out.last_hidden_state[:, -rows.shape[1] :].flatten(0, 1), home
 
 
 def _drops_out(model: nn.Module) -> bool:
@@ -183,7 +194,8 @@ def _disagreement(decoder: Decoder) -> str | None:
     was_training = model.training
     model.eval()
     try:
-        expected = torch.cat([model(torch.tensor([r.ids], device=decoder.device)).logits[0, :-1].float() for r in rows])
+        alone = [decoder.model(torch.tensor([r.ids], device=decoder.device)).logits[0] for r in rows]
+        expected = torch.cat([logits[-len(r.ids) : -1].float() for r, logits in zip(rows, alone, strict=True)])
         order = [(e, b) for e, b in zip(batch.edge.tolist(), batch.example.tolist(), strict=True)]
         by_example = torch.tensor(
             [e for e, _ in sorted(order, key=lambda p: (p[1], batch.positions[batch.predict_at[p[0]]]))]

@@ -68,7 +68,7 @@ def generate(
 ) -> list[list[int]]:
     """A continuation of each prompt, without the end token, at most `max_new_tokens` long."""
     decoder.model.eval()
-    if decoder.recurrent:
+    if decoder.recurrent or (decoder.n_virtual and not decoder.shares):  # peft's prompts: one row, no position ids
         return [
             _alone(decoder, prompt, i, max_new_tokens, end_ids, advance, choose) for i, prompt in enumerate(prompts)
         ]
@@ -114,8 +114,8 @@ def _packed(
     """The prompts as a tree, then one token of each row at a time; rows that end leave."""
     answers: list[list[int]] = [[] for _ in prompts]
     batch = make_batch([_encoded(p, i) for i, p in enumerate(prompts)]).to(decoder.device)
-    dtype = next(decoder.model.parameters()).dtype
-    plan, cache = TreePlan.of(batch), RowCache(batch, max_new_tokens, dtype)
+    rooted, dtype = batch.rooted(decoder.n_virtual), next(decoder.model.parameters()).dtype
+    plan, cache = TreePlan.of(rooted), RowCache(rooted, max_new_tokens, dtype)
 
     def prefill(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         cache.fill(key, value)
@@ -123,7 +123,8 @@ def _packed(
 
     with decoder.packed() as run:
         ends = torch.tensor([batch.leaf[i][1] - 1 for i in cache.members], device=decoder.device)
-        states, positions = run(batch.ids, batch.positions, prefill)[ends], batch.positions[ends]
+        states = run(rooted.ids, rooted.positions, prefill)[ends]
+        positions = batch.positions[ends] + decoder.n_virtual
         for step in range(max_new_tokens):
             parts = [slice(at, at + LOGITS_CHUNK) for at in range(0, len(states), LOGITS_CHUNK)]
             chosen = torch.cat([choose(decoder.head(states[part]), cache.members[part], step) for part in parts])
@@ -195,7 +196,7 @@ def _alone(
     advance: Advance,
     choose: Choose,
 ) -> list[int]:
-    """By transformers' own loop, which knows what recurrent models carry on."""
+    """By transformers' own loop, which knows what recurrent models carry on, and peft what stands before the text."""
 
     def only_the_chosen(ids: Tensor, logits: Tensor) -> Tensor:
         chosen = choose(logits.float(), [number], ids.shape[1] - len(prompt))

@@ -182,8 +182,8 @@ def _set(tree: dict[str, Any], assignment: str) -> None:
 
 
 def _explain(error: Any, where: str) -> Problem:
-    tags = ("full", "partial", "lora", "adalora", "peft", "bottleneck")  # of the union `adapt`: no settings
-    loc = [p for p in error["loc"] if p not in tags]
+    # What follows `adapt` is the union's tag, no setting.
+    loc = [part for before, part in zip(("", *error["loc"]), error["loc"], strict=False) if before != "adapt"]
     place = ".".join(map(str, loc))
     where = f"{where}: {place}" if place else where
     if error["type"] == "extra_forbidden":
@@ -219,7 +219,7 @@ def _section_of(annotation: Any, error: Any) -> Any:
         return annotation
     sections = [s for a in get_args(annotation) if (s := _section_of(a, error)) is not None]
     for section in sections:  # of a union, the one whose tag stands in the error's place
-        if section.__name__.lower() in error["loc"]:
+        if section.__name__.lower() in [str(part).replace("_", "") for part in error["loc"]]:
             return section
     return sections[0] if sections else None
 

@@ -16,24 +16,18 @@ from luthier.errors import Problem, did_you_mean, first_line
 
 TECHNIQUES = ("BEFT", "BOFT", "C3A", "DELORA", "HRA", "IA3", "LOHA", "LOKR", "MISS", "OFT", "VBLORA", "VERA")
 """As peft calls them."""
-UNMERGED = frozenset({"BEFT", "bottleneck"})
+LEARNED_PROMPTS = {"prompt": "PROMPT_TUNING", "p_tuning": "P_TUNING", "prefix": "PREFIX_TUNING"}
+"""A recipe's method -> peft's name of what learns a beginning of the text (`prompts.py`)."""
+UNMERGED = frozenset({"BEFT", "bottleneck", *LEARNED_PROMPTS.values()})
 """What cannot, or not always, be added to the base model's weights, and so is never merged."""
-_PROMPTS = "it learns a beginning of the text instead of weights, and prompt learning is not supported"
 REFUSED = {
     "LORA": "it is `method: lora`",
     "LN_TUNING": "it is `{method: partial, train: '.*norm.*'}`",
     "ADALORA": "it is `method: adalora`",
+    **{technique: f"it is `method: {method}`" for method, technique in LEARNED_PROMPTS.items()},
     **dict.fromkeys(
-        (
-            "ADAPTION_PROMPT",
-            "CARTRIDGE",
-            "CPT",
-            "MULTITASK_PROMPT_TUNING",
-            "PREFIX_TUNING",
-            "PROMPT_TUNING",
-            "P_TUNING",
-        ),
-        _PROMPTS,
+        ("ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING"),
+        "of what learns a beginning of the text only `method: prompt`, `p_tuning` and `prefix` are supported",
     ),
 }
 """What people ask for and what is said to them."""

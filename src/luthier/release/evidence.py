@@ -23,7 +23,18 @@ from luthier.records import (
     Verdict,
 )
 from luthier.release.wording import meaning, p_value
-from luthier.settings import HUMAN_PREFERENCE, AdaLora, Bottleneck, Lora, Partial, Peft, Recipe
+from luthier.settings import (
+    HUMAN_PREFERENCE,
+    AdaLora,
+    Bottleneck,
+    Lora,
+    Partial,
+    Peft,
+    Prefix,
+    Prompt,
+    PTuning,
+    Recipe,
+)
 from luthier.stats import holm
 
 GENERAL = "general_perplexity"
@@ -129,6 +140,9 @@ def method(recipe: Recipe) -> str:
         return f"{adapt.type} by peft"
     if isinstance(adapt, Bottleneck):
         return f"bottleneck adapters, {adapt.placement}"
+    if isinstance(adapt, Prompt | PTuning | Prefix):
+        name = {"prompt": "prompt tuning", "p_tuning": "P-tuning", "prefix": "prefix tuning"}[adapt.method]
+        return f"{name} with {adapt.tokens} virtual tokens"
     return "fine-tuning of a part of the weights" if isinstance(adapt, Partial) else "full fine-tuning"
 
 

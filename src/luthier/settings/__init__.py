@@ -13,16 +13,30 @@ from pydantic import Field, model_validator
 
 from luthier.settings.data import Data, Dedupe, FormatName, Source, Split, source_path
 from luthier.settings.evaluate import Evaluate, Judge, Servers, SuiteUse, metric_name
-from luthier.settings.model import WHOLE, AdaLora, Adapt, Bottleneck, Full, Lora, Model, Partial, Peft
+from luthier.settings.model import (
+    WHOLE,
+    AdaLora,
+    Adapt,
+    Bottleneck,
+    Full,
+    Lora,
+    Model,
+    Partial,
+    Peft,
+    Prefix,
+    Prompt,
+    PTuning,
+)
 from luthier.settings.release import HUMAN_PREFERENCE, Release, Rule
 from luthier.settings.section import Section, Use, fingerprint
 from luthier.settings.train import EarlyStopping, Train
-from luthier.techniques import UNMERGED
+from luthier.techniques import LEARNED_PROMPTS, UNMERGED
 
 __all__ = [
     "HUMAN_PREFERENCE", "WHOLE", "AdaLora", "Adapt", "Bottleneck", "Data", "Dedupe", "EarlyStopping", "Evaluate",
-    "FormatName", "Full", "Judge", "Lora", "Model", "Partial", "Peft", "Recipe", "Release", "Rule", "Section",
-    "Servers", "Source", "Split", "SuiteUse", "Train", "Use", "fingerprint", "metric_name", "source_path",
+    "FormatName", "Full", "Judge", "Lora", "Model", "PTuning", "Partial", "Peft", "Prefix", "Prompt", "Recipe",
+    "Release", "Rule", "Section", "Servers", "Source", "Split", "SuiteUse", "Train", "Use", "fingerprint",
+    "metric_name", "source_path",
 ]  # fmt: skip
 
 
@@ -59,7 +73,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _merges_what_can_be_merged(self) -> Recipe:
         adapt = self.model.adapt
-        name = adapt.type if isinstance(adapt, Peft) else adapt.method
-        if "merged" in self.release.export and name in UNMERGED:
-            raise ValueError(f"release.export: {name} cannot be merged; the adapter is exported in any case")
+        technique = adapt.type if isinstance(adapt, Peft) else LEARNED_PROMPTS.get(adapt.method, adapt.method)
+        if "merged" in self.release.export and technique in UNMERGED:
+            raise ValueError(f"release.export: {technique} cannot be merged; the adapter is exported in any case")
         return self

@@ -152,7 +152,47 @@ class Bottleneck(Section):
         return self
 
 
-Adapt = Annotated[Full | Partial | Lora | AdaLora | Peft | Bottleneck, Field(discriminator="method")]
+class Prompt(Section):
+    """Prompt tuning (Lester et al. 2021): embeddings of virtual tokens that stand before every text."""
+
+    method: Literal["prompt"]
+    tokens: Count = 20
+    """Virtual tokens. They take so many places of the context window."""
+    text: Annotated[str, Field(min_length=1)] | None = None
+    """What they begin as, repeated or cut to their number; None: tokens drawn from the vocabulary."""
+
+
+class PTuning(Section):
+    """P-tuning (Liu et al. 2021): as prompt tuning, the embeddings made by a small network, which is not kept."""
+
+    method: Literal["p_tuning"]
+    tokens: Count = 20
+    """Virtual tokens. They take so many places of the context window."""
+    hidden: Count | None = None
+    """The width of the network's two hidden layers; None: that of the model."""
+
+
+class Prefix(Section):
+    """Prefix tuning (Li & Liang 2021): keys and values of virtual tokens in every layer."""
+
+    method: Literal["prefix"]
+    tokens: Count = 20
+    """Virtual tokens. They take so many places of the context window."""
+    text: Annotated[str, Field(min_length=1)] | None = None
+    """What they begin as, repeated or cut to their number; None: tokens drawn from the vocabulary."""
+    hidden: Count | None = None
+    """Learned through a network with a hidden layer of this width, which is not kept and begins at random."""
+
+    @model_validator(mode="after")
+    def _begins_in_one_way(self) -> Prefix:
+        if self.text is not None and self.hidden is not None:
+            raise ValueError("a network (`hidden`) begins at random, not as a text: use one of the two")
+        return self
+
+
+Adapt = Annotated[
+    Full | Partial | Lora | AdaLora | Peft | Bottleneck | Prompt | PTuning | Prefix, Field(discriminator="method")
+]
 WHOLE = (Full, Partial)
 """What leaves a whole model; the others leave an adapter."""
 
