@@ -126,7 +126,7 @@ def _with_adapter(model: nn.Module, how: _Wrapped) -> Any:
             warnings.simplefilter("ignore")  # a pattern that fits nothing is an error here, and PiSSA is converted
             return get_peft_model(model, _config(model, how))
     except NoMatchingPeftModuleError:
-        assert isinstance(how, Lora | Peft)  # the others look for no modules
+        assert isinstance(how, Lora | AdaLora | Peft)  # the others look for no modules
         raise _nothing("target", how.target, (name for name, _ in model.named_modules())) from None
     except (ValueError, TypeError) as error:
         raise _misfit(how, f"peft cannot adapt this model so: {first_line(error)}") from None
@@ -265,7 +265,7 @@ def _settle(folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
-    if isinstance(config["target_modules"], list):
+    if isinstance(config.get("target_modules"), list):  # those of prompts have none
         config["target_modules"].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
