@@ -12,7 +12,7 @@ torch's own attention, segment by segment. This module knows nothing of models.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -54,6 +54,7 @@ class TreePlan:
     segments: tuple[Segment, ...]
     ancestors: tuple[tuple[int, ...], ...]
     device: torch.device
+    _made: dict[torch.dtype, list[Tensor | None]] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, batch: Batch) -> TreePlan:
@@ -81,13 +82,16 @@ class TreePlan:
             outs.append(out[0])
         return torch.cat(outs, dim=1).transpose(0, 1).flatten(1)
 
-    def _masks(self, dtype: torch.dtype) -> Iterator[Tensor | None]:
+    def _masks(self, dtype: torch.dtype) -> list[Tensor | None]:
         """Of each segment (n, ancestors' tokens + n), added to the scores; None for roots: plainly causal."""
-        for segment, above in zip(self.segments, self.ancestors, strict=True):
-            n = segment.stop - segment.start
-            before = sum(self.segments[a].stop - self.segments[a].start for a in above)
-            mask = torch.full((n, before + n), float("-inf"), dtype=dtype, device=self.device)
-            yield mask.triu(before + 1) if above else None
+        if dtype not in self._made:
+            self._made[dtype] = [self._mask(i, dtype) if above else None for i, above in enumerate(self.ancestors)]
+        return self._made[dtype]
+
+    def _mask(self, segment: int, dtype: torch.dtype) -> Tensor:
+        *before, own = (self.segments[i].stop - self.segments[i].start for i in (*self.ancestors[segment], segment))
+        mask = torch.full((own, sum(before) + own), float("-inf"), dtype=dtype, device=self.device)
+        return mask.triu(sum(before) + 1)
 
     @cached_property
     def begin(self) -> Tensor:
