@@ -40,7 +40,10 @@ class Decoder:
         # peft wraps; Any, because torch types the attributes of a Module as Tensor | Module
         self._inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self._root = Root.of(model)
-        self.head = _head(self)
+        self._linear: nn.Module = self._inner.get_output_embeddings()
+        config = self._inner.config
+        self._scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        self._cap = getattr(config, "final_logit_softcapping", None)
         self.shortcut: Callable[[Batch], Tensor] | None = None
         """What `tree_states` gives, in less time: `trunk.kept_trunk` puts it here, and takes it away."""
         self.fused: FusedLayers | None = None
@@ -87,6 +90,14 @@ class Decoder:
     def n_virtual(self) -> int:
         """Learned tokens that stand before every text; in a packed tree they are its root (`Batch.rooted`)."""
         return self._root.n if self._root else 0
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states (m, D) -> logits (m, V) in float32 at least, with the family's scaling and soft cap."""
+        logits: Tensor = (self.fused.head if self.fused else self._linear)(hidden)
+        logits = logits if logits.dtype is torch.float64 else logits.float()
+        if self._scale != 1.0:  # a multiplication by one of every logit, and of its gradient, was a twelfth of a step
+            logits = logits * self._scale
+        return torch.tanh(logits / self._cap) * self._cap if self._cap else logits
 
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states (M, D) at the places that predict a learned token."""
@@ -166,22 +177,6 @@ def _drops_out(model: nn.Module) -> bool:
     return any(rate > 0 for rate in (*rates, *(m.p for m in modules if isinstance(m, nn.Dropout))))
 
 
-def _head(decoder: Decoder) -> Callable[[Tensor], Tensor]:
-    """Hidden states (m, D) -> logits (m, V) in float32 at least, with the family's scaling and soft cap."""
-    linear, config = decoder._inner.get_output_embeddings(), decoder._inner.config
-    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
-
-    def head(hidden: Tensor) -> Tensor:
-        logits: Tensor = (decoder.fused.head if decoder.fused else linear)(hidden)
-        logits = logits if logits.dtype is torch.float64 else logits.float()
-        if scale != 1.0:  # a multiplication by one of every logit, and of its gradient, was a twelfth of a step
-            logits = logits * scale
-        return torch.tanh(logits / cap) * cap if cap else logits
-
-    return head
-
-
 @torch.no_grad()
 def _disagreement(decoder: Decoder) -> str | None:
     """Why this model cannot run packed trees: None if body and head agree with its own forward pass.
@@ -234,7 +229,7 @@ def _fuse(decoder: Decoder) -> str | None:
     expected = decoder.tree_states(batch)
     try:
         decoder._layers_name, layers = decoder.layers()
-        decoder.fused = FusedLayers(list(layers), decoder._inner.get_output_embeddings())
+        decoder.fused = FusedLayers(list(layers), decoder._linear)
         worst = float((decoder.tree_states(batch) - expected).abs().max() / expected.abs().max())
         if not worst <= FUSED_TOLERANCE:
             raise ValueError(f"fused, their states differ by {worst:.1e}")

@@ -6,6 +6,9 @@ import ctypes
 import gc
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -56,19 +59,35 @@ def memory_bytes() -> int | None:
         return None
 
 
-def settle() -> None:
-    """What a process does that has loaded a model, and will now run it again and again.
-
-    The C library keeps what it has freed, where it is glibc: by default it gives large blocks back, and every step of a
-    training gets them anew, page by page, in a sixth of its time. And Python's collector passes over all that is here
-    already: each of its rounds would look at a million objects of imported modules.
-    """
+@cache
+def skip_in_collections() -> None:
+    """Let Python's collector pass over what is here already: imported modules are a million objects that stay."""
     gc.collect()
     gc.freeze()
+
+
+@contextmanager
+def keeping_freed_memory() -> Iterator[None]:
+    """While this lasts, the C library keeps what is freed for what is asked for next, where it is glibc.
+
+    By default it gives large blocks back, and every step of a training gets them anew, page by page, in a sixth of its
+    time. What is kept to the end would add to what comes after, so it is given back then.
+    """
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "gnu_get_libc_version"):
-        for setting in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            libc.mallopt(setting, 2**31 - 1)
+    if not hasattr(libc, "gnu_get_libc_version"):
+        yield
+        return
+    _set_malloc(libc, 2**31 - 1, 2**31 - 1)
+    try:
+        yield
+    finally:
+        _set_malloc(libc, 2**25, 2**26)  # as high as glibc itself lets them rise
+        libc.malloc_trim(0)
+
+
+def _set_malloc(libc: ctypes.CDLL, mmap_threshold: int, trim_threshold: int) -> None:
+    libc.mallopt(_M_MMAP_THRESHOLD, mmap_threshold)
+    libc.mallopt(_M_TRIM_THRESHOLD, trim_threshold)
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h

@@ -22,7 +22,7 @@ from torch import nn
 
 from luthier.errors import ModelError, did_you_mean, first_line
 from luthier.files import cache_folder, fresh_folder, locked, sha256_of
-from luthier.machine import settle
+from luthier.machine import skip_in_collections
 
 BUILT_IN = {
     "smollm2-135m-instruct": (
@@ -208,6 +208,7 @@ def load_model(base: Base, device: torch.device | None = None, dtype: torch.dtyp
     """The base model, in evaluation mode. Raises ModelError LU-M004."""
     from transformers import AutoModelForCausalLM
 
+    skip_in_collections()
     device = device or pick_device()
     with quiet_transformers(), _blaming(base.name):
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -215,7 +216,6 @@ def load_model(base: Base, device: torch.device | None = None, dtype: torch.dtyp
         )
     if missing := sorted(found["missing_keys"]):  # transformers would draw them at random and warn
         raise ModelError.of("LU-M004", base.name, f"{len(missing)} of its weights are missing: {missing[0]} ...")
-    settle()
     return model.to(device).eval()  # type: ignore[no-any-return]
 
 

@@ -14,6 +14,7 @@ from luthier.decoder import Decoder
 from luthier.encode import Encoder
 from luthier.errors import DataError
 from luthier.files import fresh_folder
+from luthier.machine import keeping_freed_memory
 from luthier.models import Base, load_model, load_tokenizer
 from luthier.progress import Quiet, Reporter
 from luthier.records import Check, TrainReport
@@ -56,7 +57,7 @@ def train(recipe: Recipe, prepared: Path, base: Base, out: Path, report: Reporte
     def save(at: Progress) -> None:
         checkpoint.save(checkpoints, at.step, parameters, optimizer, to_json(at), at.best_step)
 
-    with kept_trunk(decoder, data.homes(), out) as path:
+    with keeping_freed_memory(), kept_trunk(decoder, data.homes(), out) as path:
         report.say(f"forward path: {path}")
         with report.bar("train", data.n_steps, progress.step) as advance:
             progress = fit(decoder, optimizer, [CrossEntropy()], data, make_plan(recipe, data), progress, save, advance)
