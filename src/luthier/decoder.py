@@ -40,7 +40,7 @@ class Decoder:
         # peft wraps; Any, because torch types the attributes of a Module as Tensor | Module
         self._inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self._root = Root.of(model)
-        self._linear: nn.Module = self._inner.get_output_embeddings()
+        self._linear: nn.Module = self._inner.get_output_embeddings()  # type: ignore[operator]
         config = self._inner.config
         self._scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         self._cap = getattr(config, "final_logit_softcapping", None)
