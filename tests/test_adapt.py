@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from killed import train_killed_once
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -23,10 +24,10 @@ from luthier.recipe import validate
 from luthier.release.export import MERGE_TOLERANCE, export
 from luthier.settings import Recipe
 from luthier.techniques import TECHNIQUES, UNMERGED
-from luthier.train import loop, train
-from luthier.train.loop import Progress, backward
+from luthier.train import train
+from luthier.train.loop import backward
 from luthier.train.optim import make_optimizer
-from luthier.train.terms import CrossEntropy
+from luthier.train.terms import CrossEntropy, Unit
 
 CPU = torch.device("cpu")
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -146,7 +147,7 @@ def gap(a: nn.Module, b: nn.Module) -> float:
 def gradients(decoder: Decoder, groups: list[list[Encoded]], share: bool) -> dict[str, Tensor]:
     decoder.model.zero_grad(set_to_none=True)
     batches = [make_batch(group, share=share) for group in groups]
-    counts: dict[loop.Unit, int] = {"token": sum(b.n_targets for b in batches), "sequence": len(groups)}
+    counts: dict[Unit, int] = {"token": sum(b.n_targets for b in batches), "sequence": len(groups)}
     for batch in batches:
         backward(decoder, [CrossEntropy()], batch, counts)
     return {n: p.grad.clone() for n, p in trainable(decoder.model).items() if p.grad is not None}
@@ -202,18 +203,7 @@ def test_it_learns_and_a_killed_run_goes_on_to_the_same_bits(
     straight = train(recipe, data, base, tmp_path / "straight")
     assert straight.checks[-1].nll < straight.checks[0].nll
     assert straight.n_trainable < straight.n_parameters
-    real_step = loop._step
-
-    def step_or_die(*args: Any) -> Progress | None:
-        if next(a for a in args if isinstance(a, Progress)).step == 3:
-            raise Killed
-        return real_step(*args)
-
-    monkeypatch.setattr(loop, "_step", step_or_die)
-    with pytest.raises(Killed):
-        train(recipe, data, base, tmp_path / "killed")
-    monkeypatch.setattr(loop, "_step", real_step)
-    train(recipe, data, base, tmp_path / "killed")
+    train_killed_once(recipe, data, base, tmp_path / "killed", monkeypatch)
     folders = (tmp_path / "straight" / "model", tmp_path / "killed" / "model")
     [once], [twice] = (sorted(folder.glob("*.safetensors")) for folder in folders)
     assert once.read_bytes() == twice.read_bytes()

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_models import random_examples, saving
+from threads import same_bits_by_one_and_two_threads
 from torch import Tensor
 
 from luthier import kernels
@@ -226,14 +227,7 @@ def test_kernels_do_not_depend_on_the_number_of_threads(dtype: torch.dtype) -> N
         kernels.call("softmax_grad", s, s, d, lse, along, CLUSTERS.begin, table[0], 0.5, n, 2, 3)
         return [p, lse, heads, along, s, d]
 
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = results()
-        torch.set_num_threads(2)
-        assert all(map(torch.equal, one, results()))
-    finally:
-        torch.set_num_threads(before)
+    assert same_bits_by_one_and_two_threads(results)
 
 
 @needs_library

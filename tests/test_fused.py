@@ -317,6 +317,15 @@ def test_adapters_that_are_more_than_two_matrices_are_refused() -> None:
     assert Decoder(with_dropout).path == "row by row: shared tokens would share their dropout"
 
 
+@pytest.mark.parametrize("part", ["lm_head", "model.layers.1.mlp.up_proj"])
+def test_what_is_hooked_is_refused(part: str) -> None:
+    model = drawn("llama")
+    handle = model.get_submodule(part).register_forward_hook(lambda module, args, out: 2 * out)
+    assert own_layers(model) == "something hooks into them"
+    handle.remove()
+    assert Decoder(model).fused is not None
+
+
 def test_digits_that_a_merged_weight_would_lose_are_refused() -> None:
     expected = "weights that are not all float32 cannot take an adapter in"
     assert own_layers(drawn("llama", torch.bfloat16)) == expected

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from threads import same_bits_by_one_and_two_threads
 from torch import Tensor
 
 from luthier import kernels
@@ -197,14 +198,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
             made += [kernels.rotate_grad(q, k, v, cos, sin), kernels.nll_grad(wide, lse, torch.arange(65), lse)]
         return made
 
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = results()
-        torch.set_num_threads(2)
-        assert all(map(torch.equal, one, results()))
-    finally:
-        torch.set_num_threads(before)
+    assert same_bits_by_one_and_two_threads(results)
 
 
 # -- where the library comes from -----------------------------------------------------------------------------
@@ -213,7 +207,7 @@ SAYS = """
 import torch
 from luthier import kernels
 x = torch.ones(2, 3)
-print(kernels.library() is not None, kernels.rms_norm(x, x[0], 0.0).tolist() == x.tolist())
+print(kernels.library() is not None, kernels.rms_norm(x, x[0], 0.0).tolist() == x.tolist(), kernels.missing(x.device))
 """
 
 
@@ -232,7 +226,7 @@ def compilers(folder: Path, script: str) -> str:
     return str(folder)
 
 
-def test_without_a_library_torch_computes_and_nothing_is_said(tmp_path: Path) -> None:
+def test_without_a_library_torch_computes_and_the_reason_is_kept(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     only_a_name = '[ "$1" = --version ] && echo compiler 1.0 && exit 0; echo error >&2; exit 1'
@@ -243,9 +237,17 @@ def test_without_a_library_torch_computes_and_nothing_is_said(tmp_path: Path) ->
         "cannot compile": start(tmp_path / "d", PATH=compilers(tmp_path / "2", only_a_name)),
         "no cache": start(tmp_path / "file" / "below"),
     }
+    reasons = {
+        "not wanted": "LUTHIER_KERNELS asks for it",
+        "no compiler": "no C++ compiler was found",
+        "broken": "cannot build them",
+        "cannot compile": "cannot build them",
+        "no cache": "they cannot be built or loaded",
+    }
     for name, process in running.items():
         out, said = process.communicate(timeout=300)
-        assert (name, process.returncode, out, said) == (name, 0, "False True\n", "")
+        assert (name, process.returncode, said) == (name, 0, "")
+        assert out.startswith("False True ") and reasons[name] in out
     assert not [*tmp_path.glob("*/kernels/*")]
 
 
@@ -253,8 +255,8 @@ def test_without_a_library_torch_computes_and_nothing_is_said(tmp_path: Path) ->
 def test_two_processes_that_build_at_once_both_get_it(tmp_path: Path) -> None:
     for process in [start(tmp_path) for _ in range(2)]:
         out, said = process.communicate(timeout=300)
-        assert (process.returncode, out, said) == (0, "True True\n", "")
+        assert (process.returncode, out, said) == (0, "True True \n", "")
     [built] = (tmp_path / "kernels").iterdir()
     assert built.suffix == ".so"
     before = built.stat().st_mtime_ns
-    assert start(tmp_path).communicate(timeout=300)[0] == "True True\n" and built.stat().st_mtime_ns == before
+    assert start(tmp_path).communicate(timeout=300)[0] == "True True \n" and built.stat().st_mtime_ns == before

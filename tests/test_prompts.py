@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from killed import train_killed_once
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_adapt import CPU, Killed, conversations, gradients, make_recipe
+from test_adapt import CPU, conversations, gradients, make_recipe
 from test_generate import NEVER, documents, ours, own
 from test_models import built, random_examples
 from torch import Tensor, nn
@@ -27,8 +28,7 @@ from luthier.errors import ModelError, RecipeError
 from luthier.generate import generate
 from luthier.models import Base, find_base, load_model, load_tokenizer
 from luthier.release.export import export
-from luthier.train import loop, train
-from luthier.train.loop import Progress
+from luthier.train import train
 
 PROMPTS: dict[str, dict[str, Any]] = {
     "prompt": {"method": "prompt", "tokens": 5},
@@ -227,18 +227,7 @@ def test_it_learns_and_a_killed_run_goes_on_to_the_same_bits(
     straight = train(recipe, data, base, tmp_path / "straight")
     assert straight.checks[-1].nll < straight.checks[0].nll
     assert straight.path == "prefix tree, each shared token once; fused layers"
-    real_step = loop._step
-
-    def step_or_die(*args: Any) -> Progress | None:
-        if next(a for a in args if isinstance(a, Progress)).step == 3:
-            raise Killed
-        return real_step(*args)
-
-    monkeypatch.setattr(loop, "_step", step_or_die)
-    with pytest.raises(Killed):
-        train(recipe, data, base, tmp_path / "killed")
-    monkeypatch.setattr(loop, "_step", real_step)
-    train(recipe, data, base, tmp_path / "killed")
+    train_killed_once(recipe, data, base, tmp_path / "killed", monkeypatch)
     once, twice = (tmp_path / run / "model" / "adapter_model.safetensors" for run in ("straight", "killed"))
     assert once.read_bytes() == twice.read_bytes()
 

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier import kernels
 from luthier.attention import Attend, TreePlan
 from luthier.batch import Batch, make_batch, split_by_tokens
 from luthier.encode import Encoded
 from luthier.errors import ModelError, first_line
 from luthier.fused import FusedLayers
-from luthier.kernels import nll
 from luthier.models import quiet_transformers
 from luthier.prompts import Root
 
@@ -59,7 +59,9 @@ class Decoder:
         if self._rows_only is not None:
             return f"row by row: {self._rows_only}"
         layers = f"the model's own layers: {self._unfused}" if self._unfused else "fused layers"
-        return f"prefix tree, each shared token once; {layers}"
+        missing = kernels.missing(self.device)
+        without = f"; no compiled kernels: {missing}" if missing else ""
+        return f"prefix tree, each shared token once; {layers}{without}"
 
     @property
     def body(self) -> Any:
@@ -312,7 +314,7 @@ def in_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def score(decoder: Decoder, batch: Batch) -> Tensor:
     """Negative log-likelihood in nats of each example's learned tokens, summed: (B,) float64."""
     parts = in_parts(decoder.hidden(batch), batch.targets)
-    return batch.per_example(torch.cat([nll(decoder.head(h), t)[0].double() for h, t in parts]))
+    return batch.per_example(torch.cat([kernels.nll(decoder.head(h), t)[0].double() for h, t in parts]))
 
 
 def score_all(

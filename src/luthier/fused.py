@@ -38,6 +38,8 @@ class FusedLayers:
         dtypes = {p.dtype for layer in layers for p in layer.parameters()}
         if len(dtypes) != 1 or not dtypes <= _DTYPES:
             raise ValueError("weights that are not all float32 cannot take an adapter in")
+        if any(_hooked(module) for module in (*layers, head)):
+            raise ValueError("something hooks into them")  # an adapter perhaps: it would neither act nor learn
         self._entry = _Entry()
         self._fused = {id(layer): _FusedLayer(layer, self._entry) for layer in layers}
         self.head = _Projection((head,), self._entry)
@@ -72,8 +74,6 @@ class _FusedLayer(nn.Module):
 
     def __init__(self, layer: Any, entry: _Entry) -> None:
         super().__init__()
-        if any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules()):
-            raise ValueError("something hooks into them")  # an adapter perhaps: it would neither act nor learn
         _expect(layer, {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"})
         attention, mlp = layer.self_attn, layer.mlp
         _expect(attention, {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_norm", "k_norm"})
@@ -122,6 +122,10 @@ class _FusedLayer(nn.Module):
         query, key, value = heads.split(self._projections[0].sizes, dim=1)
         normed = (norm(x.unflatten(1, (-1, self._size))) for norm, x in ((query_norm, query), (key_norm, key)))
         return torch.cat([*(x.flatten(1) for x in normed), value], dim=1)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
 def _expect(module: nn.Module, names: set[str], more: set[str] = frozenset()) -> None:  # type: ignore[assignment]

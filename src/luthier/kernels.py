@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from luthier.errors import first_line
 from luthier.files import cache_folder
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
@@ -46,22 +47,36 @@ def describe() -> dict[str, str]:
     """For `luthier doctor`: who multiplies matrices here, and who does the rest."""
     return {
         "matrix products": "oneDNN" if _has_better_products() else "torch's own library",
-        "kernels": "compiled" if library() else "torch: no compiler that builds them was found",
+        "kernels": "compiled" if library() else f"torch: {_found()[1]}",
     }
 
 
-@cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where they cannot be had: no compiler, another OpenMP, or not wanted."""
+    """The compiled kernels; None where they cannot be had."""
+    return _found()[0]
+
+
+def missing(device: torch.device) -> str:
+    """Why a device goes without the library that it could have, in words; empty where nothing is missing."""
+    return "" if device.type != "cpu" else _found()[1]
+
+
+@cache
+def _found() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or why there is none."""
+    if os.environ.get("LUTHIER_KERNELS") == "torch":
+        return None, "LUTHIER_KERNELS asks for it"
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if compiler is None or os.environ.get("LUTHIER_KERNELS") == "torch":
-        return None
+    if compiler is None:
+        return None, "no C++ compiler was found"
     try:
         for runtime in (Path(torch.__file__).parent / "lib").glob("lib*omp*.so*"):
             ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
-        return ctypes.CDLL(str(_built(compiler)))
-    except (OSError, subprocess.SubprocessError):
-        return None
+        return ctypes.CDLL(str(_built(compiler))), ""
+    except subprocess.SubprocessError:
+        return None, f"{compiler} cannot build them"
+    except OSError as error:
+        return None, f"they cannot be built or loaded: {first_line(error)}"
 
 
 def _built(compiler: str) -> Path:
