@@ -27,6 +27,7 @@ from luthier.errors import ModelError, first_line
 from luthier.fused import FusedLayers
 from luthier.models import quiet_transformers
 from luthier.prompts import Root
+from luthier.recompute import Within, recomputed
 
 LOGITS_CHUNK = 512
 """Rows of logits alive at once: 512 x 49,152 floats are 100 MB."""
@@ -48,7 +49,9 @@ class Decoder:
         """What `tree_states` gives, in less time: `trunk.kept_trunk` puts it here, and takes it away."""
         self.fused: FusedLayers | None = None
         """What runs in place of the model's own layers; None: they do."""
-        self._layers_name = ""
+        self.recompute = 0
+        """So many layers, the last ones, are computed again in the backward pass: see `recompute.py`."""
+        self._layers_name = _name_of_layers(self.body)
         self._rows_only = "shared tokens would share their dropout" if _drops_out(self._inner) else None
         with quiet_transformers():
             self._rows_only = self._rows_only or _disagreement(self)
@@ -56,12 +59,16 @@ class Decoder:
 
     @property
     def path(self) -> str:
-        if self._rows_only is not None:
-            return f"row by row: {self._rows_only}"
-        layers = f"the model's own layers: {self._unfused}" if self._unfused else "fused layers"
-        missing = kernels.missing(self.device)
-        without = f"; no compiled kernels: {missing}" if missing else ""
-        return f"prefix tree, each shared token once; {layers}{without}"
+        parts = [f"row by row: {self._rows_only}"]
+        if self.shares:
+            missing = kernels.missing(self.device)
+            parts = [
+                "prefix tree, each shared token once",
+                f"the model's own layers: {self._unfused}" if self._unfused else "fused layers",
+                *([f"no compiled kernels: {missing}"] if missing else []),
+            ]
+        again = [f"{self.recompute} layers computed again in the backward pass"] if self.recompute else []
+        return "; ".join([*parts, *again])
 
     @property
     def body(self) -> Any:
@@ -69,11 +76,14 @@ class Decoder:
 
     def layers(self) -> tuple[str, nn.ModuleList]:
         """The attribute that holds the body's layers, and they. Raises ValueError where they are not one list."""
-        n = self.body.config.get_text_config().num_hidden_layers
-        lists = [(k, m) for k, m in self.body.named_children() if isinstance(m, nn.ModuleList) and len(m) == n]
-        if len(lists) != 1:
+        if self._layers_name is None:
             raise ValueError("its layers are not one list")
-        return lists[0]
+        return self._layers_name, getattr(self.body, self._layers_name)
+
+    @property
+    def recomputable(self) -> bool:
+        """Whether `recompute` may be set: peft gives rows the keys of a prefix in a cache, which would grow again."""
+        return self._layers_name is not None and (self.shares or self._root is None)
 
     @property
     def device(self) -> torch.device:
@@ -128,7 +138,7 @@ class Decoder:
         Virtual tokens, at the beginning or not at all, get no states.
         For models that share only: in them attention is all by which one token sees another.
         """
-        with self.entered(), self._packed_attention(), self._fused_layers():
+        with self.entered(), self._packed_attention(), self._layers_replaced(self.fused, self._packed_attention):
 
             def run(ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
                 if self._root is None or ids[0] >= 0:
@@ -151,13 +161,15 @@ class Decoder:
             self._inner.set_attn_implementation(previous)
 
     @contextmanager
-    def _fused_layers(self) -> Iterator[None]:
-        if self.fused is None:
+    def _layers_replaced(self, fused: FusedLayers | None, within: Within) -> Iterator[None]:
+        """By fused ones, and by those that are computed again, `within` what they need for it."""
+        recompute = self.recompute if torch.is_grad_enabled() else 0
+        if fused is None and not recompute:
             yield
             return
-        name = self._layers_name
-        layers = getattr(self.body, name)
-        setattr(self.body, name, nn.ModuleList(self.fused.of(layers)))
+        name, layers = self.layers()
+        running, within = (fused.of(list(layers)), nullcontext) if fused else (list(layers), within)
+        setattr(self.body, name, nn.ModuleList(recomputed(running, recompute, within)))
         try:
             yield
         finally:
@@ -168,8 +180,15 @@ class Decoder:
         rows, lengths, home = batch.unrolled()
         mask = torch.arange(rows.shape[1], device=rows.device)[None] < lengths[:, None]
         given = {"input_ids": rows, "attention_mask": mask.long()}
-        out = self.body(**(self._root.rows(rows, mask.long()) if self._root else given), use_cache=False)
+        with self._layers_replaced(None, nullcontext):
+            out = self.body(**(self._root.rows(rows, mask.long()) if self._root else given), use_cache=False)
         return out.last_hidden_state[:, -rows.shape[1] :].flatten(0, 1), home
+
+
+def _name_of_layers(body: Any) -> str | None:
+    n = body.config.get_text_config().num_hidden_layers
+    lists = [k for k, m in body.named_children() if isinstance(m, nn.ModuleList) and len(m) == n]
+    return lists[0] if len(lists) == 1 else None
 
 
 def _drops_out(model: nn.Module) -> bool:
@@ -230,7 +249,7 @@ def _fuse(decoder: Decoder) -> str | None:
     batch = make_batch(probe_rows(decoder)).to(decoder.device)
     expected = decoder.tree_states(batch)
     try:
-        decoder._layers_name, layers = decoder.layers()
+        _, layers = decoder.layers()
         decoder.fused = FusedLayers(list(layers), decoder._linear)
         worst = float((decoder.tree_states(batch) - expected).abs().max() / expected.abs().max())
         if not worst <= FUSED_TOLERANCE:

@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "luthier",
@@ -59,6 +63,28 @@ def memory_bytes() -> int | None:
         return None
 
 
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device now, where it tells: on a CPU what the system and the control group leave."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        free_there, _ = torch.cuda.mem_get_info(device)
+        return free_there + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type != "cpu":
+        return None
+    free = int(psutil.virtual_memory().available)
+    group = [_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current")]
+    return free if None in group else min(free, max(group[0] - group[1], 0))  # type: ignore[operator]
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no control group, or "max"
+        return None
+
+
 @cache
 def skip_in_collections() -> None:
     """Let Python's collector pass over what is here already: imported modules are a million objects that stay."""
@@ -82,6 +108,13 @@ def keeping_freed_memory() -> Iterator[None]:
         yield
     finally:
         _set_malloc(libc, 2**25, 2**26)  # as high as glibc itself lets them rise
+        give_back_freed_memory()
+
+
+def give_back_freed_memory() -> None:
+    """To the system, where the C library is glibc."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
 
 

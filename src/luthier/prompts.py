@@ -12,7 +12,9 @@ no tree. This module knows nothing of batches, losses or answers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -40,7 +42,7 @@ class Root:
         """For a packed tree whose first P of P + N tokens are these. The last N states are those of the real ones."""
         real = ids[None, self.n :]
         if self._in_layers:
-            positions, attend = positions[self.n :], self._seen_in_layers(attend)
+            positions, attend = positions[self.n :], _Seen(self.n, iter(self.model.get_prompt(1).layers), attend)
             return {"input_ids": real, "position_ids": positions[None], "packed_attend": attend}
         return {"inputs_embeds": self._embedded(real), "position_ids": positions[None], "packed_attend": attend}
 
@@ -60,18 +62,25 @@ class Root:
         real = self.model.word_embeddings(ids)
         return torch.cat([self.model.get_prompt(len(ids)).to(real.dtype), real], dim=1)
 
-    def _seen_in_layers(self, attend: Attend) -> Attend:
-        """Attention in which every token also sees the keys and values of the virtual ones, which ask for nothing."""
-        layers = iter(self.model.get_prompt(1).layers)
 
-        def attend_after(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-            layer = next(layers)
-            query = F.pad(query, (0, 0, 0, 0, self.n, 0))  # (K, P + N, G, C)
-            key = torch.cat([layer.keys[0].to(key.dtype), key], dim=1)  # (K, P + N, C)
-            value = torch.cat([layer.values[0].to(value.dtype), value], dim=1)
-            return attend(query, key, value, scaling)[self.n :]
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """Attention in which every token also sees the keys and values of the virtual ones, which ask for nothing."""
 
-        return attend_after
+    n: int  # P
+    layers: Iterator[Any]  # their keys and values, layer by layer
+    attend: Attend
+
+    def of_next_layer(self) -> _Seen:
+        """The attention of the next layer alone, as often as it is asked for."""
+        return _Seen(self.n, repeat(next(self.layers)), self.attend)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        layer = next(self.layers)
+        query = F.pad(query, (0, 0, 0, 0, self.n, 0))  # (K, P + N, G, C)
+        key = torch.cat([layer.keys[0].to(key.dtype), key], dim=1)  # (K, P + N, C)
+        value = torch.cat([layer.values[0].to(value.dtype), value], dim=1)
+        return self.attend(query, key, value, scaling)[self.n :]
 
 
 def prompt_config(how: Prompt | PTuning | Prefix) -> Any:

@@ -71,6 +71,12 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _can_update_in_backward(self) -> Recipe:
+        if self.train.update_in_backward and isinstance(self.model.adapt, AdaLora):
+            raise ValueError("train.update_in_backward: AdaLoRA needs the gradients of all layers at once")
+        return self
+
+    @model_validator(mode="after")
     def _merges_what_can_be_merged(self) -> Recipe:
         adapt = self.model.adapt
         technique = adapt.type if isinstance(adapt, Peft) else LEARNED_PROMPTS.get(adapt.method, adapt.method)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from luthier.settings.section import Count, Fraction, Positive, Section
 
@@ -22,9 +22,16 @@ class Train(Section):
     warmup_fraction: Fraction = 0.05
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    max_grad_norm: Positive = 1.0
+    max_grad_norm: Positive | None = 1.0
+    """Larger gradients are scaled down to it; null: as they are."""
     tokens_per_micro_batch: Count = 2048
     """Memory bound: distinct tokens in one forward pass. A single longer example still runs, alone."""
+    recompute_layers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Layers whose activations are computed again in the backward pass ("gradient checkpointing"); auto: as many as
+    the memory that is free asks for. Changes time and memory alone."""
+    update_in_backward: bool = False
+    """Update a layer's weights as soon as their gradient is there, so that the gradient never exists whole. For steps
+    of one micro-batch, with `max_grad_norm: null`."""
     checks_per_epoch: Count = 2
     """Validations an epoch; each may save new best weights."""
     early_stopping: EarlyStopping | None = EarlyStopping()
@@ -34,3 +41,9 @@ class Train(Section):
     """Seconds between checkpoints; 0 saves after every step."""
     max_minutes: Positive | None = None
     """Stop and finish the schedule within this time. Makes a run depend on the machine's speed."""
+
+    @model_validator(mode="after")
+    def _can_update_in_backward(self) -> Train:
+        if self.update_in_backward and self.max_grad_norm is not None:
+            raise ValueError("update_in_backward needs max_grad_norm: null: the whole gradient's norm is never known")
+        return self

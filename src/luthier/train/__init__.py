@@ -12,7 +12,7 @@ from luthier.adapt import adapt, save_adapted, trainable
 from luthier.conversation import read_conversations
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
-from luthier.errors import DataError
+from luthier.errors import DataError, RecipeError
 from luthier.files import fresh_folder
 from luthier.machine import keeping_freed_memory
 from luthier.models import Base, load_model, load_tokenizer
@@ -21,8 +21,9 @@ from luthier.records import Check, TrainReport
 from luthier.settings import AdaLora, Lora, Recipe
 from luthier.train import checkpoint
 from luthier.train.data import StepData
-from luthier.train.loop import Plan, Progress, fit, from_json, to_json
-from luthier.train.optim import learning_rate, make_optimizer
+from luthier.train.loop import Plan, Progress, Relieved, as_it_is, fit, from_json, to_json
+from luthier.train.memory import Relief, recompute
+from luthier.train.optim import learning_rate, make_optimizer, update_in_backward
 from luthier.train.ranks import Orthogonal, allocator
 from luthier.train.terms import CrossEntropy
 from luthier.trunk import kept_trunk
@@ -57,14 +58,22 @@ def train(recipe: Recipe, prepared: Path, base: Base, out: Path, report: Reporte
     def save(at: Progress) -> None:
         checkpoint.save(checkpoints, at.step, parameters, optimizer, to_json(at), at.best_step)
 
+    recompute(decoder, settings.recompute_layers, data.most_tokens)
+    relief = Relief(decoder, data, report.say)
+    if settings.update_in_backward:
+        _check_one_micro_batch(data)
+        update_in_backward(optimizer, decoder.layers()[1].parameters())
     with keeping_freed_memory(), kept_trunk(decoder, data.homes(), out) as path:
         report.say(f"forward path: {path}")
         with report.bar("train", data.n_steps, progress.step) as advance:
-            progress = fit(decoder, optimizer, [CrossEntropy()], data, make_plan(recipe, data), progress, save, advance)
+            plan = make_plan(recipe, data)
+            # A step that has updated half of its layers cannot be tried again.
+            relieved: Relieved = as_it_is if settings.update_in_backward else relief
+            progress = fit(decoder, optimizer, [CrossEntropy()], data, plan, progress, save, advance, relieved)
     checkpoint.load_weights(checkpoints, _kept_step(recipe, progress), parameters)
     with fresh_folder(out / "model") as building:
         save_adapted(model, building, tokenizer)
-    done = _report(recipe, model, data, progress, path)
+    done = _report(recipe, model, data, progress, path + relief.said)
     done.write(out / "train.json")
     return done
 
@@ -100,6 +109,18 @@ def read_data(recipe: Recipe, prepared: Path, tokenizer: object, share: bool) ->
         recipe.seed,
         share,
     )
+
+
+def _check_one_micro_batch(data: StepData) -> None:
+    """Raises RecipeError LU-R017 where a step has several: their gradients must be summed before they are used."""
+    n, step = max((len(data.groups(step)), step) for step in range(data.n_steps))
+    if n > 1:
+        raise RecipeError.of(
+            "LU-R017",
+            "train.update_in_backward",
+            f"step {step + 1} has {n} micro-batches, whose gradients would have to be kept and summed",
+            "fewer train.examples_per_step, or more train.tokens_per_micro_batch with train.recompute_layers",
+        )
 
 
 def make_plan(recipe: Recipe, data: StepData) -> Plan:

@@ -13,7 +13,7 @@ from luthier.batch import Batch, make_batch, split_by_tokens
 from luthier.encode import Encoded
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepData:
     """Examples in an order that is a fresh permutation every epoch; the last step may be short."""
 
@@ -22,8 +22,20 @@ class StepData:
     epochs: int
     examples_per_step: int
     tokens_per_micro_batch: int
+    """May become smaller while a run goes on: no gradient depends on it."""
     seed: int
     share: bool = True
+
+    @property
+    def shortest(self) -> int:
+        """Tokens of the shortest example."""
+        return min(len(e.ids) for e in (*self.train, *self.validation))
+
+    @property
+    def most_tokens(self) -> int:
+        """An upper bound for the distinct tokens of a step's micro-batch."""
+        longest = max(len(e.ids) for e in self.train)
+        return max(longest, min(self.tokens_per_micro_batch, self.examples_per_step * longest))
 
     @property
     def n_steps(self) -> int:
@@ -37,7 +49,11 @@ class StepData:
 
     def step(self, step: int) -> list[Batch]:
         """The step's micro-batches, each within the token budget."""
-        return [make_batch(group, share=self.share) for group in self._groups(self.examples(step))]
+        return [make_batch(group, share=self.share) for group in self.groups(step)]
+
+    def groups(self, step: int) -> list[list[Encoded]]:
+        """The examples of each micro-batch."""
+        return self._groups(self.examples(step))
 
     def valid(self) -> Iterator[Batch]:
         for group in self._groups(self.validation):

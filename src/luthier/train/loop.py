@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ from luthier.errors import Stopped
 from luthier.interrupts import deferred
 from luthier.progress import Advance
 from luthier.train.terms import Term, Unit
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Plan:
     n_steps: int
     learning_rate: Callable[[float], float]  # fraction of the run that is done -> rate
     seed: int
-    max_grad_norm: float
+    max_grad_norm: float | None
     validate_every: int  # steps
     patience: int | None  # checks without improvement
     save_every_s: float
@@ -84,6 +86,15 @@ class Plan:
         return max(progress.step / self.n_steps, by_time)
 
 
+class Relieved(Protocol):
+    def __call__(self, work: Callable[[], T]) -> T:
+        """The result of `work`, tried again in less memory where that runs out."""
+
+
+def as_it_is(work: Callable[[], T]) -> T:
+    return work()
+
+
 def fit(
     decoder: Decoder,
     optimizer: torch.optim.Optimizer,
@@ -93,26 +104,28 @@ def fit(
     progress: Progress,
     save: Callable[[Progress], None],
     advance: Advance,
+    relieved: Relieved = as_it_is,
 ) -> Progress:
     """Train until the plan's end, its time, or until validation stops improving.
 
-    `save` must leave a whole checkpoint. Raises Stopped LU-S001 on a gradient that is not finite, and
-    Interrupted on a signal, after saving the last finished step.
+    `save` must leave a whole checkpoint. Parameters without a gradient after the backward pass are left as they are:
+    something else has updated them (`optim.update_in_backward`). Raises Stopped LU-S001 on a gradient that is not
+    finite, and Interrupted on a signal, after saving the last finished step.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     saved_at = time.monotonic()
     with deferred() as interrupted:
         if not progress.checks:
-            progress = progress.judged(mean_nll(decoder, data.valid()), plan.patience)
+            progress = progress.judged(relieved(lambda: mean_nll(decoder, data.valid())), plan.patience)
             save(progress)
         while progress.step < plan.n_steps and not progress.stopped:
             started = time.monotonic()
-            after = _step(decoder, optimizer, parameters, terms, data, plan, progress, interrupted)
+            after = _step(decoder, optimizer, parameters, terms, data, plan, progress, interrupted, relieved)
             if after is None:
                 save(progress)
                 break  # `deferred` raises what interrupted us
             progress = replace(after, seconds=progress.seconds + time.monotonic() - started)
-            progress = _judge_when_due(decoder, data, plan, progress)
+            progress = _judge_when_due(decoder, data, plan, progress, relieved)
             due = time.monotonic() - saved_at >= plan.save_every_s
             if due or progress.stopped or progress.best_step == progress.step or progress.step == plan.n_steps:
                 save(progress)
@@ -135,29 +148,26 @@ def _step(
     plan: Plan,
     progress: Progress,
     interrupted: Callable[[], Any],
+    relieved: Relieved,
 ) -> Progress | None:
     """One update; None if a signal came first, and then nothing has changed."""
-    torch.manual_seed(_mix(plan.seed, progress.step))
     for group in optimizer.param_groups:
         group["lr"] = group["lr_ratio"] * plan.learning_rate(plan.fraction(replace(progress, step=progress.step + 1)))
-    batches = data.step(progress.step)
-    counts: dict[Unit, int] = {
-        "token": sum(b.n_targets for b in batches),
-        "sequence": sum(len(b.names) for b in batches),
-    }
-    decoder.model.train()
-    nats = torch.zeros((), dtype=torch.float64)
-    with decoder.entered():
-        for batch in batches:
-            nats += backward(decoder, terms, batch.to(decoder.device), counts).cpu()
-            if interrupted():
-                optimizer.zero_grad(set_to_none=True)
-                return None
+    try:
+        found = relieved(lambda: _gradient(decoder, optimizer, terms, data, plan.seed, progress.step, interrupted))
+    except FloatingPointError as error:  # in the midst of the backward pass
+        kept = "some layers are updated already: what counts is the last checkpoint"
+        raise _diverged(str(error), kept, progress.step, data) from None
+    if found is None:
+        optimizer.zero_grad(set_to_none=True)
+        return None
+    batches, counts, nats = found
     for hook in plan.hooks:
         hook.before_update(decoder.model, progress)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm)
+    most = math.inf if plan.max_grad_norm is None else plan.max_grad_norm
+    norm = torch.nn.utils.clip_grad_norm_(parameters, most)
     if not torch.isfinite(norm):
-        raise _diverged(float(norm), progress.step, data)
+        raise _diverged(float(norm), f"the weights are still those of step {progress.step}", progress.step, data)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return replace(
@@ -168,6 +178,36 @@ def _step(
         n_computed_tokens=progress.n_computed_tokens + sum(_n_computed(decoder, b) for b in batches),
         curve=(*progress.curve, (progress.step + 1, float(nats) / counts["token"])),
     )
+
+
+def _gradient(
+    decoder: Decoder,
+    optimizer: torch.optim.Optimizer,
+    terms: Sequence[Term],
+    data: Data,
+    seed: int,
+    step: int,
+    interrupted: Callable[[], Any],
+) -> tuple[list[Batch], dict[Unit, int], Tensor] | None:
+    """A step's whole gradient, its micro-batches, their counts, and the first term's sum; None if a signal came.
+
+    What an earlier attempt has left is dropped first.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    torch.manual_seed(_mix(seed, step))
+    batches = data.step(step)
+    counts: dict[Unit, int] = {
+        "token": sum(b.n_targets for b in batches),
+        "sequence": sum(len(b.names) for b in batches),
+    }
+    decoder.model.train()
+    nats = torch.zeros((), dtype=torch.float64)
+    with decoder.entered():
+        for batch in batches:
+            if interrupted():
+                return None
+            nats += backward(decoder, terms, batch.to(decoder.device), counts).cpu()
+    return batches, counts, nats
 
 
 def backward(decoder: Decoder, terms: Sequence[Term], batch: Batch, counts: dict[Unit, int]) -> Tensor:
@@ -202,11 +242,11 @@ def mean_nll(decoder: Decoder, batches: Iterable[Batch]) -> float:
     return nats / n
 
 
-def _judge_when_due(decoder: Decoder, data: Data, plan: Plan, progress: Progress) -> Progress:
+def _judge_when_due(decoder: Decoder, data: Data, plan: Plan, progress: Progress, relieved: Relieved) -> Progress:
     out_of_time = plan.max_s is not None and progress.seconds >= plan.max_s
     if progress.step % plan.validate_every and progress.step < plan.n_steps and not out_of_time:
         return progress
-    progress = progress.judged(mean_nll(decoder, data.valid()), plan.patience)
+    progress = progress.judged(relieved(lambda: mean_nll(decoder, data.valid())), plan.patience)
     if out_of_time and progress.step < plan.n_steps:
         return replace(progress, stopped=f"the time limit was reached after {progress.step} of {plan.n_steps} steps")
     return progress
@@ -216,12 +256,12 @@ def _n_computed(decoder: Decoder, batch: Batch) -> int:
     return batch.ids.numel() if decoder.shares else batch.n_input_tokens
 
 
-def _diverged(norm: float, step: int, data: Data) -> Stopped:
+def _diverged(norm: float | str, weights: str, step: int, data: Data) -> Stopped:
     names = ", ".join(e.source for e in data.examples(step)[:16])
     return Stopped.of(
         "LU-S001",
         f"step {step + 1}",
-        f"the gradient norm is {norm}; the weights are still those of step {step}",
+        f"the gradient norm is {norm}; {weights}",
         f"lower train.learning_rate, or look at the rows of this step: {names}",
     )
 

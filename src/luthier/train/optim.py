@@ -1,11 +1,14 @@
-"""AdamW and the learning-rate schedule: both pure functions of the recipe and the progress made."""
+"""AdamW, when it updates, and the learning-rate schedule: pure functions of the recipe and the progress made."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from copy import copy
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from luthier.settings import Train
 
@@ -31,6 +34,36 @@ def make_optimizer(
         lr=settings.learning_rate,
         fused=True,  # one pass over a tensor and its moments instead of ten
     )
+
+
+def update_in_backward(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Let each of these parameters be updated in the backward pass, and its gradient dropped (Lv et al. 2023).
+
+    They must get their gradient at once, in one backward pass a step, which raises FloatingPointError for one that is
+    not finite.
+    """
+    wanted = set(parameters)
+    for group in optimizer.param_groups:
+        for parameter in wanted.intersection(group["params"]):
+            parameter.register_post_accumulate_grad_hook(_update(optimizer, group, parameter))
+
+
+def _update(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: nn.Parameter
+) -> Callable[[Tensor], None]:
+    """The optimizer's own update, of one parameter: the state is the optimizer's, and so is what checkpoints hold."""
+    alone = copy(optimizer)
+    alone.state, alone.param_groups = optimizer.state, [{**group, "params": [parameter]}]
+
+    def update(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        if not torch.isfinite(norm := parameter.grad.norm()):
+            raise FloatingPointError(str(float(norm)))
+        alone.param_groups[0]["lr"] = group["lr"]
+        alone.step()
+        parameter.grad = None
+
+    return update
 
 
 def learning_rate(settings: Train, fraction: float) -> float:
