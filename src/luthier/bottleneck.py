@@ -89,7 +89,7 @@ def insert(model: Any, shape: Shape) -> nn.Module:
     places = [*_places(model, shape)]  # all of them, before anything is changed
     model.requires_grad_(False)
     for layer, name, part in places:
-        adapter = Adapter(model.config.get_text_config().hidden_size, shape).to(next(part.parameters()).device)
+        adapter = Adapter(model.config.get_text_config().hidden_size, shape).to(_tensors(part)[0].device)
         layer.add_module(f"bottleneck_{name}", adapter)
         hook = adapter.beside if shape.placement == "parallel" else adapter.after
         part.register_forward_hook(hook, with_kwargs=True)
@@ -106,7 +106,7 @@ def _places(model: Any, shape: Shape) -> Iterator[tuple[nn.Module, str, nn.Modul
     for i, layer in enumerate(lists[0]):
         if i < shape.first_layer:
             continue
-        parts = {k: m for k, m in layer.named_children() if any(p.ndim >= 2 for p in m.parameters())}
+        parts = {k: m for k, m in layer.named_children() if any(t.ndim >= 2 for t in _tensors(m))}
         mlps = [k for k in parts if _MLP.search(k)]
         others = [k for k in parts if k not in mlps]
         wanted = {"MLP": mlps} | ({"attention": others} if shape.placement == "houlsby" else {})
@@ -117,6 +117,11 @@ def _places(model: Any, shape: Shape) -> Iterator[tuple[nn.Module, str, nn.Modul
             if shape.placement != "parallel" and "residual" in inspect.signature(part.forward).parameters:
                 raise _no_place(shape, f"its {what} adds the residual itself; `placement: parallel` may fit")
             yield layer, found[0], part
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Its weights; those in few bits are buffers."""
+    return [*module.parameters(), *module.buffers()]
 
 
 def _no_place(shape: Shape, found: str) -> ModelError:

@@ -6,6 +6,7 @@ A layer is four projections, each one function for autograd: something cheap fir
 with all its matrices side by side (queries, keys and values; gates and ups), then the residual sum. LoRA is merged into
 the matrix, W + scale B A, for as long as the layers are entered; its gradients come from the low rank, never from a
 gradient of the whole matrix. Only inputs of a projection are kept for the backward pass, not what the cheap part made.
+Where the base is held in few bits (`quantized.py`), one projection's matrix is made, and merged, for each product.
 
 `FusedLayers` takes layers by their structure and refuses, in words, what it does not know; whether they compute what
 the model's own layers do is checked by `Decoder` at load. Merged weights are those of the moment of entry: nothing may
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from luthier import kernels
 from luthier.attention import Attend
 from luthier.kernels import product
+from luthier.quantized import QuantizedLinear
 
 _DTYPES = {torch.float32, torch.float64}
 """In fewer digits a merged weight would lose most of what its adapter has learned."""
@@ -193,10 +195,9 @@ class _Gate:
 
 @dataclass(frozen=True, slots=True)
 class _Matrix:
-    """One linear layer as it is at entry: weight (O, D), bias (O,), and perhaps scale B (O, r) A (r, D)."""
+    """One linear layer as it is at entry: (O, D), its bias (O,), and perhaps scale B (O, r) A (r, D)."""
 
-    weight: Tensor
-    bias: Tensor | None
+    linear: nn.Linear
     a: Tensor | None = None
     b: Tensor | None = None
     scale: float = 0.0
@@ -204,36 +205,49 @@ class _Matrix:
     @classmethod
     def of(cls, module: Any) -> _Matrix:
         """Raises ValueError if it is neither linear nor that with one plain LoRA adapter."""
-        if type(module) is nn.Linear:
-            return cls(module.weight, module.bias)
+        if type(module) in _LINEAR:
+            return cls(module)
         from peft.tuners.lora import Linear as LoraLinear
 
-        if type(module) is not LoraLinear or type(module.base_layer) is not nn.Linear:
+        if type(module) is not LoraLinear or type(module.base_layer) not in _LINEAR:
             raise ValueError(f"it holds {type(module).__name__}")
         base, names = module.base_layer, module.active_adapters
         if module.disable_adapters or module.merged:
-            return cls(base.weight, base.bias)
+            return cls(base)
         if len(names) != 1 or names[0] in module.lora_variant or module.lora_bias[names[0]] or module.fan_in_fan_out:
             raise ValueError("its adapter is more than W + scale B A")
         if not isinstance(module.lora_dropout[names[0]], nn.Identity):
             raise ValueError("its adapter drops out")
         a, b = module.lora_A[names[0]].weight, module.lora_B[names[0]].weight
-        return cls(base.weight, base.bias, a, b, module.scaling[names[0]])
+        return cls(base, a, b, module.scaling[names[0]])
 
     @torch.no_grad()
     def write(self, out: Tensor) -> None:
         """The merged weight into (O, D)."""
         if self.a is None or self.b is None:
-            out.copy_(self.weight)
+            out.copy_(self.linear.weight)
         else:
-            torch.addmm(self.weight, self.b, self.a, alpha=self.scale, out=out)
+            torch.addmm(self.linear.weight, self.b, self.a, alpha=self.scale, out=out)
 
     @property
     def rank(self) -> int:
         return 0 if self.a is None else len(self.a)
 
+    @property
+    def n_outputs(self) -> int:
+        return self.linear.out_features
+
+    @property
+    def stored(self) -> Tensor:
+        """What its weight is stored as; of one in few bits, the scales."""
+        return self.linear.scales if isinstance(self.linear, QuantizedLinear) else self.linear.weight
+
     def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.weight, self.bias, self.a, self.b
+        weight = None if isinstance(self.linear, QuantizedLinear) else self.linear.weight
+        return weight, self.linear.bias, self.a, self.b
+
+
+_LINEAR = {nn.Linear, QuantizedLinear}
 
 
 @dataclass(slots=True)
@@ -246,7 +260,7 @@ class _Projection:
     sizes: list[int] = field(init=False)  # of each matrix's outputs
 
     def __post_init__(self) -> None:
-        self.sizes = [len(_Matrix.of(module).weight) for module in self.modules]
+        self.sizes = [_Matrix.of(module).n_outputs for module in self.modules]
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         entered = self.entry.matrices.get(id(self))
@@ -264,7 +278,7 @@ class _Entered:
     """Matrices side by side, as they are at entry. All adapters together have rank R."""
 
     matrices: list[_Matrix]
-    whole: Tensor  # (O, D), merged
+    kept: Tensor | None  # (O, D), merged; None where one of them is in few bits
     bias: Tensor | None  # (O,)
     down: Tensor | None  # (R, D): every A
     up: Tensor | None  # (O, R): every scale B, in its rows and columns
@@ -272,17 +286,19 @@ class _Entered:
     @classmethod
     @torch.no_grad()
     def of(cls, matrices: list[_Matrix]) -> _Entered:
-        whole = matrices[0].weight.detach()
-        if len(matrices) > 1 or matrices[0].rank:
-            whole = whole.new_empty(sum(len(m.weight) for m in matrices), whole.shape[1])
-            for matrix, rows in zip(matrices, whole.split([len(m.weight) for m in matrices]), strict=True):
-                matrix.write(rows)
-        biases = [m.weight.new_zeros(len(m.weight)) if m.bias is None else m.bias for m in matrices]
-        bias = torch.cat(biases) if any(m.bias is not None for m in matrices) else None
+        kept = None if any(isinstance(m.linear, QuantizedLinear) for m in matrices) else _merged(matrices)
+        biases: list[Tensor] = [
+            m.stored.new_zeros(m.n_outputs) if m.linear.bias is None else m.linear.bias for m in matrices
+        ]
+        bias = torch.cat(biases) if any(m.linear.bias is not None for m in matrices) else None
         if not any(m.rank for m in matrices):
-            return cls(matrices, whole, bias, None, None)
-        ups = [m.weight.new_empty(len(m.weight), 0) if m.b is None else m.scale * m.b for m in matrices]
-        return cls(matrices, whole, bias, torch.cat([m.a for m in matrices if m.a is not None]), torch.block_diag(*ups))
+            return cls(matrices, kept, bias, None, None)
+        ups = [m.stored.new_empty(m.n_outputs, 0) if m.b is None else m.scale * m.b for m in matrices]
+        return cls(matrices, kept, bias, torch.cat([m.a for m in matrices if m.a is not None]), torch.block_diag(*ups))
+
+    def whole(self) -> Tensor:
+        """The merged matrix, (O, D)."""
+        return _merged(self.matrices) if self.kept is None else self.kept
 
     def grads(self, x: Tensor, dy: Tensor, wanted: Sequence[bool]) -> Iterator[Tensor | None]:
         """Of each matrix's `tensors`, from inputs (N, D) and d loss / d outputs (N, O); all adapters at once.
@@ -296,12 +312,24 @@ class _Entered:
         row = column = 0
         for i, matrix in enumerate(self.matrices):
             weight, bias, a, b = wanted[4 * i : 4 * i + 4]
-            rows, columns = slice(row, row + matrix.rank), slice(column, column + len(matrix.weight))
+            rows, columns = slice(row, row + matrix.rank), slice(column, column + matrix.n_outputs)
             yield product(dy[:, columns].T, x) if weight else None
             yield dy[:, columns].sum(0) if bias else None
             yield d_down[rows] if a else None
             yield d_up[rows, columns].T * matrix.scale if b else None
             row, column = rows.stop, columns.stop
+
+
+def _merged(matrices: list[_Matrix]) -> Tensor:
+    """One above the other, (O, D)."""
+    first = matrices[0]
+    if len(matrices) == 1 and not first.rank:
+        return first.linear.weight.detach()
+    sizes = [m.n_outputs for m in matrices]
+    whole = first.stored.new_empty(sum(sizes), first.linear.in_features)
+    for matrix, rows in zip(matrices, whole.split(sizes), strict=True):
+        matrix.write(rows)
+    return whole
 
 
 class _Projected(torch.autograd.Function):
@@ -317,8 +345,8 @@ class _Projected(torch.autograd.Function):
     ) -> Tensor:
         ctx.before, ctx.entered = before, entered
         ctx.save_for_backward(x)
-        given, whole = x if before is None else before(x), entered.whole.T
-        out = product(given, whole, residual)
+        given = x if before is None else before(x)
+        out = product(given, entered.whole().T, residual)
         return out if entered.bias is None else out.add_(entered.bias)
 
     @staticmethod
@@ -327,7 +355,7 @@ class _Projected(torch.autograd.Function):
         (x,), before, entered = ctx.saved_tensors, ctx.before, ctx.entered
         _, _, wants_x, wants_residual, wants_norm, *wanted = ctx.needs_input_grad
         dy = dy.contiguous()
-        d_given = product(dy, entered.whole) if wants_x or wants_norm else None
+        d_given = product(dy, entered.whole()) if wants_x or wants_norm else None
         given, dx, d_norm = x, d_given, None
         if isinstance(before, _Norm):
             given = before(x)

@@ -49,6 +49,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
             "versions": versions(("luthier", "tokenizers", "pyarrow")),
         }
     if stage == "train":
+        more = ("bitsandbytes",) if recipe.needs_bitsandbytes else ()
         return {
             **common,
             "model": _dump(recipe.model),
@@ -56,7 +57,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
             "max_tokens": recipe.data.max_tokens,
             "train.jsonl": made["train.jsonl"],
             "validation.jsonl": made["validation.jsonl"],
-            "versions": versions(("luthier", "torch", "transformers", "peft", "tokenizers")),
+            "versions": versions(("luthier", "torch", "transformers", "peft", "tokenizers", *more)),
         }
     trained = {path: digest for path, digest in made.items() if path.startswith("model/")}
     evaluated = {

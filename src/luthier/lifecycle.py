@@ -83,8 +83,11 @@ def run(
         _keep_recipe(recipe, origin, folder)
         report.say(f"run: {folder}\nbase: {recipe.model.base} (a GGUF is dequantised once, on its first use)")
         from luthier.models import find_base
+        from luthier.quantized import check_bitsandbytes
 
         base = find_base(recipe.model.base, origin)
+        if recipe.needs_bitsandbytes:
+            check_bitsandbytes()
         work = _Work(recipe, origin, folder, workspace, base, report)
         for stage in STAGES[: STAGES.index(until) + 1]:
             _do(work, stage)

@@ -23,6 +23,8 @@ from torch import nn
 from luthier.errors import ModelError, did_you_mean, first_line
 from luthier.files import cache_folder, fresh_folder, locked, sha256_of
 from luthier.machine import skip_in_collections
+from luthier.quantized import while_loading
+from luthier.settings import Quantize
 
 BUILT_IN = {
     "smollm2-135m-instruct": (
@@ -204,15 +206,24 @@ def load_tokenizer(base: Base) -> Any:
         return AutoTokenizer.from_pretrained(base.folder)
 
 
-def load_model(base: Base, device: torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
-    """The base model, in evaluation mode. Raises ModelError LU-M004."""
+def load_model(
+    base: Base,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    quantize: Quantize | None = None,
+) -> nn.Module:
+    """The base model, in evaluation mode; `quantize`: with its linear layers in few bits.
+
+    Raises ModelError LU-M004, LU-M002 (a form's package is missing).
+    """
     from transformers import AutoModelForCausalLM
 
     skip_in_collections()
     device = device or pick_device()
+    more = while_loading(quantize, device) if quantize else {}
     with quiet_transformers(), _blaming(base.name):
         model, found = AutoModelForCausalLM.from_pretrained(
-            base.folder, dtype=dtype or pick_dtype(device), trust_remote_code=False, output_loading_info=True
+            base.folder, dtype=dtype or pick_dtype(device), trust_remote_code=False, output_loading_info=True, **more
         )
     if missing := sorted(found["missing_keys"]):  # transformers would draw them at random and warn
         raise ModelError.of("LU-M004", base.name, f"{len(missing)} of its weights are missing: {missing[0]} ...")

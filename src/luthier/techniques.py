@@ -6,6 +6,7 @@ nothing of models, and imports peft only to check parameters.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_type_hints
@@ -13,6 +14,9 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from luthier.errors import Problem, did_you_mean, first_line
+
+# peft imports it where it is installed, and it then warns of a kernel for generation that is not used here.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 TECHNIQUES = ("BEFT", "BOFT", "C3A", "DELORA", "HRA", "IA3", "LOHA", "LOKR", "MISS", "OFT", "VBLORA", "VERA")
 """As peft calls them."""

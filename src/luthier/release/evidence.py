@@ -26,6 +26,7 @@ from luthier.release.wording import meaning, p_value
 from luthier.settings import (
     HUMAN_PREFERENCE,
     AdaLora,
+    Adapt,
     Bottleneck,
     Lora,
     Partial,
@@ -131,7 +132,11 @@ def outcome_of(verdict: Verdict, metric: str, place: str = "") -> Outcome | None
 
 def method(recipe: Recipe) -> str:
     """How the weights were trained, in words."""
-    adapt = recipe.model.adapt
+    bits = recipe.model.quantize
+    return _technique(recipe.model.adapt) + (f", beside a base held in {bits.removesuffix('bit')} bits" if bits else "")
+
+
+def _technique(adapt: Adapt) -> str:
     if isinstance(adapt, Lora):
         return f"{'DoRA' if adapt.dora else 'LoRA'} of rank {adapt.rank}"
     if isinstance(adapt, AdaLora):

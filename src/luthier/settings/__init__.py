@@ -26,6 +26,7 @@ from luthier.settings.model import (
     Prefix,
     Prompt,
     PTuning,
+    Quantize,
 )
 from luthier.settings.release import HUMAN_PREFERENCE, Release, Rule
 from luthier.settings.section import Section, Use, fingerprint
@@ -34,8 +35,8 @@ from luthier.techniques import LEARNED_PROMPTS, UNMERGED
 
 __all__ = [
     "HUMAN_PREFERENCE", "WHOLE", "AdaLora", "Adapt", "Bottleneck", "Data", "Dedupe", "EarlyStopping", "Evaluate",
-    "FormatName", "Full", "Judge", "Lora", "Model", "PTuning", "Partial", "Peft", "Prefix", "Prompt", "Recipe",
-    "Release", "Rule", "Section", "Servers", "Source", "Split", "SuiteUse", "Train", "Use", "fingerprint",
+    "FormatName", "Full", "Judge", "Lora", "Model", "PTuning", "Partial", "Peft", "Prefix", "Prompt", "Quantize",
+    "Recipe", "Release", "Rule", "Section", "Servers", "Source", "Split", "SuiteUse", "Train", "Use", "fingerprint",
     "metric_name", "source_path",
 ]  # fmt: skip
 
@@ -83,3 +84,8 @@ class Recipe(Section):
         if "merged" in self.release.export and technique in UNMERGED:
             raise ValueError(f"release.export: {technique} cannot be merged; the adapter is exported in any case")
         return self
+
+    @property
+    def needs_bitsandbytes(self) -> bool:
+        """The package that holds weights in 4 bits and moments in 8."""
+        return self.model.quantize == "4bit" or self.train.optimizer == "adamw_8bit"

@@ -197,9 +197,15 @@ WHOLE = (Full, Partial)
 """What leaves a whole model; the others leave an adapter."""
 
 
+Quantize = Literal["8bit", "4bit"]
+
+
 class Model(Section):
     base: str = "smollm2-135m-instruct"
     """A built-in name, a hub name, a folder or a .gguf file."""
+    quantize: Quantize | None = None
+    """Hold the linear layers of the frozen base in so few bits while adapters learn: QLoRA, load_in_4bit elsewhere.
+    Evaluated and released are the adapters on the base as it is."""
     adapt: Adapt = Lora()
 
     @model_validator(mode="before")
@@ -213,3 +219,13 @@ class Model(Section):
         if technique in TECHNIQUES:
             adapt = {**adapt, "method": "peft", "type": technique}
         return {**value, "adapt": {"method": "lora", **adapt}}
+
+    @model_validator(mode="after")
+    def _quantizes_what_is_frozen(self) -> Model:
+        if self.quantize and isinstance(self.adapt, WHOLE):
+            raise ValueError(f"quantize: method {self.adapt.method} trains the base's own weights, which must be whole")
+        if self.quantize and isinstance(self.adapt, Lora) and self.adapt.changes_base:
+            raise ValueError(
+                f"quantize: init {self.adapt.init} takes a part out of the base's weights: use another init"
+            )
+        return self

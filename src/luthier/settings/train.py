@@ -18,6 +18,8 @@ class Train(Section):
     epochs: Count = 3
     examples_per_step: Count = 16
     """Over all devices. How a step is cut into micro-batches is derived and does not change the gradient."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit: by bitsandbytes, with AdamW's two moments in 8 bits each (Dettmers et al. 2022)."""
     learning_rate: Positive = 2e-4
     warmup_fraction: Fraction = 0.05
     schedule: Literal["cosine", "constant"] = "cosine"

@@ -17,6 +17,7 @@ from luthier.files import fresh_folder
 from luthier.machine import keeping_freed_memory
 from luthier.models import Base, load_model, load_tokenizer
 from luthier.progress import Quiet, Reporter
+from luthier.quantized import n_weights
 from luthier.records import Check, TrainReport
 from luthier.settings import AdaLora, Lora, Recipe
 from luthier.train import checkpoint
@@ -41,7 +42,7 @@ def train(recipe: Recipe, prepared: Path, base: Base, out: Path, report: Reporte
     settings = recipe.train
     repeatable()
     tokenizer = load_tokenizer(base)
-    model = adapt(load_model(base), recipe.model.adapt, base, recipe.seed)
+    model = adapt(load_model(base, quantize=recipe.model.quantize), recipe.model.adapt, base, recipe.seed)
     decoder = Decoder(model)
     data = read_data(recipe, prepared, tokenizer, share=decoder.shares)
     parameters = trainable(model)
@@ -150,7 +151,7 @@ def _report(recipe: Recipe, model: nn.Module, data: StepData, progress: Progress
     return TrainReport(
         method=recipe.model.adapt.method,
         n_trainable=sum(p.numel() for p in trainable(model).values()),
-        n_parameters=sum(p.numel() for p in model.parameters()),
+        n_parameters=n_weights(model),
         steps_planned=data.n_steps,
         steps=progress.step,
         stopped=progress.stopped or "",

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from copy import copy
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from luthier.quantized import check_bitsandbytes
 from luthier.settings import Train
 
 
 def make_optimizer(
     parameters: dict[str, nn.Parameter], settings: Train, lora_plus_ratio: float = 1.0
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); weight decay on matrices, not on norms and biases.
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), in 8 bits if so set; weight decay on matrices, not on norms and biases.
 
     LoRA's B learns `lora_plus_ratio` times as fast as the rest (LoRA+, Hayou et al. 2024): the loop multiplies each
     group's `lr_ratio` into the schedule's rate.
@@ -25,15 +27,74 @@ def make_optimizer(
     for name, p in parameters.items():
         ratio = lora_plus_ratio if ".lora_B." in name else 1.0
         groups.setdefault((p.ndim >= 2, ratio), []).append(p)
-    return torch.optim.AdamW(
-        [
-            {"params": members, "weight_decay": settings.weight_decay if matrices else 0.0, "lr_ratio": ratio}
-            for (matrices, ratio), members in groups.items()
-            if members
-        ],
-        lr=settings.learning_rate,
-        fused=True,  # one pass over a tensor and its moments instead of ten
-    )
+    made = [
+        {"params": members, "weight_decay": settings.weight_decay if matrices else 0.0, "lr_ratio": ratio}
+        for (matrices, ratio), members in groups.items()
+        if members
+    ]
+    if settings.optimizer == "adamw_8bit":
+        return AdamW8bit(made, settings.learning_rate)
+    # fused: one pass over a tensor and its moments instead of ten
+    return torch.optim.AdamW(made, lr=settings.learning_rate, fused=True)
+
+
+class AdamW8bit(torch.optim.Optimizer):
+    """AdamW with moments in 8 bits, each block of 256 with a scale (Dettmers et al. 2022, arXiv 2110.02861).
+
+    Tensors of fewer than 4096 numbers have theirs in float32, as with the authors. The update is bitsandbytes', on CPUs
+    and GPUs; its own optimizer is not used because it puts the table of the 256 values into each parameter's state.
+    """
+
+    betas, eps = (0.9, 0.999), 1e-8
+
+    def __init__(self, groups: list[dict[str, Any]], learning_rate: float) -> None:
+        """Raises ModelError LU-M002 where bitsandbytes is not installed."""
+        check_bitsandbytes()
+        super().__init__(groups, {"lr": learning_rate})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, p.grad.contiguous(), group["lr"], group["weight_decay"])
+
+    def _update(self, p: nn.Parameter, grad: Tensor, lr: float, decay: float) -> None:
+        from bitsandbytes import functional
+
+        state, betas = self.state[p], self.betas
+        if not state:
+            state.update(_no_moments(p))
+        state["step"] += 1
+        first, second, step = state["moment1"], state["moment2"], int(state["step"])
+        if first.dtype is torch.float32:
+            functional.optimizer_update_32bit(
+                "adam", grad, p, first, betas[0], self.eps, step, lr, second, betas[1], weight_decay=decay
+            )
+            return
+        tables = (*_values(p.device), state["scales1"], state["scales2"])
+        functional.optimizer_update_8bit_blockwise(
+            "adam", grad, p, first, second, *betas, 0.0, 0.0, self.eps, step, lr, *tables, decay
+        )
+
+
+@cache
+def _values(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The 256 values that a number of 8 bits stands for, with a sign and without."""
+    from bitsandbytes import functional
+
+    signed, unsigned = (functional.create_dynamic_map(signed=signed).to(device) for signed in (True, False))
+    return signed, unsigned
+
+
+def _no_moments(p: nn.Parameter) -> dict[str, Tensor]:
+    """The state before the first step; each moment in blocks of 256 that share a scale."""
+    state, kind = {"step": torch.tensor(0.0)}, torch.float32 if p.numel() < 4096 else torch.uint8
+    for moment in ("1", "2"):
+        state[f"moment{moment}"] = torch.zeros_like(p, dtype=kind)
+        if kind is torch.uint8:
+            state[f"scales{moment}"] = p.new_zeros(math.ceil(p.numel() / 256), dtype=torch.float32)
+    return state
 
 
 def update_in_backward(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
