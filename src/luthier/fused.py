@@ -7,6 +7,10 @@ with all its matrices side by side (queries, keys and values; gates and ups), th
 the matrix, W + scale B A, for as long as the layers are entered; its gradients come from the low rank, never from a
 gradient of the whole matrix. Only inputs of a projection are kept for the backward pass, not what the cheap part made.
 
+In bfloat16 a merged weight would lose most of what its adapter has learned: there x A' B' is added to x W', with all A
+of a projection in one product and all B in another, and W is not copied. A GPU computes float32 weights in bfloat16: a
+copy is rounded at entry, and what is learned adds up in float32.
+
 `FusedLayers` takes layers by their structure and refuses, in words, what it does not know; whether they compute what
 the model's own layers do is checked by `Decoder` at load. Merged weights are those of the moment of entry: nothing may
 learn between entry and exit, and no adapter be switched.
@@ -14,6 +18,7 @@ learn between entry and exit, and no adapter be switched.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,24 +29,29 @@ import torch
 from torch import Tensor, nn
 
 from luthier import kernels
-from luthier.attention import Attend
+from luthier.attention import Attend, TreePlan
+from luthier.batch import Segment
 from luthier.kernels import product
-
-_DTYPES = {torch.float32, torch.float64}
-"""In fewer digits a merged weight would lose most of what its adapter has learned."""
 
 
 class FusedLayers:
     """Stands for a model's layers. Raises ValueError if one of them has another structure, saying what is different."""
 
     def __init__(self, layers: Sequence[nn.Module], head: nn.Module) -> None:
-        dtypes = {p.dtype for layer in layers for p in layer.parameters()}
-        if len(dtypes) != 1 or not dtypes <= _DTYPES:
-            raise ValueError("weights that are not all float32 cannot take an adapter in")
-        self._entry = _Entry()
+        self._entry = _Entry(_computed_in(layers))
         self._fused = {id(layer): _FusedLayer(layer, self._entry) for layer in layers}
-        self.head = _Projection((head,), self._entry)
+        if self.dtype is torch.bfloat16:
+            _check_in_full(layers[0])
+        self._head = _Projection((head,), self._entry)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What they compute in."""
+        return self._entry.dtype
+
+    def head(self, hidden: Tensor) -> Tensor:
         """What the output embeddings give: hidden states (m, D) -> (m, V)."""
+        return self._head(hidden.to(self.dtype))
 
     def of(self, layers: Sequence[nn.Module]) -> list[nn.Module]:
         """These layers, fused where they are known."""
@@ -59,10 +69,41 @@ class FusedLayers:
                 self._entry.matrices.clear()
 
 
+def _computed_in(layers: Sequence[nn.Module]) -> torch.dtype:
+    """The weights' own type, bfloat16 if some are; on a GPU float32 becomes it. Raises ValueError for other types."""
+    parameters = [p for layer in layers for p in layer.parameters()]
+    dtypes = {p.dtype for p in parameters}
+    if dtypes in ({torch.float32}, {torch.float64}):
+        rounds = dtypes == {torch.float32} and parameters[0].is_cuda and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if rounds else parameters[0].dtype
+    if torch.bfloat16 in dtypes and dtypes <= {torch.bfloat16, torch.float32}:
+        return torch.bfloat16
+    raise ValueError(f"their weights are {', '.join(sorted(map(str, dtypes)))}")
+
+
+@torch.no_grad()
+def _check_in_full(layer: Any) -> None:
+    """Raises ValueError if a layer, in float64, is not what it is fused: bfloat16 would hide a small difference."""
+    own = copy.deepcopy(layer).cpu().double()
+    own.self_attn.config._attn_implementation = "eager"
+    settings: Any = {"generator": torch.Generator().manual_seed(0), "dtype": torch.float64}
+    n, size = 16, own.self_attn.head_dim
+    states = torch.randn(1, n, len(own.input_layernorm.weight), **settings)
+    angles = 3 * torch.rand(1, n, size // 2, **settings).repeat(1, 1, 2)
+    given = {"position_embeddings": (angles.cos(), angles.sin())}
+    expected = own(states, attention_mask=torch.full((1, 1, n, n), -torch.inf, dtype=torch.float64).triu(1), **given)
+    attend = TreePlan((Segment(0, n, -1),), ((),), states.device).attend
+    found = _FusedLayer(own, _Entry(torch.float64))(states, packed_attend=attend, **given)
+    worst = float((found - expected).norm() / (expected - states).norm())
+    if not worst <= 1e-5:  # their norms and softmax are float32 within, which gives about 1e-7
+        raise ValueError(f"fused, their states differ by {worst:.1e}")
+
+
 @dataclass(slots=True)
 class _Entry:
     """How often the layers are entered at the moment, and the matrices of each projection that has run since."""
 
+    dtype: torch.dtype
     depth: int = 0
     matrices: dict[int, _Entered] = field(default_factory=dict)
 
@@ -105,7 +146,7 @@ class _FusedLayer(nn.Module):
     ) -> Tensor:
         qkv, output, gate_up, down = self._projections
         cos, sin = (x[0].contiguous() for x in position_embeddings)
-        x = states[0]
+        x = states[0].to(qkv.entry.dtype)
         heads = self._normed(qkv(x), cos.shape[-1])
         query, key, value = _Rotated.apply(heads, cos, sin, self._kv_heads)
         attended = packed_attend(query, key, value, self._scaling)
@@ -121,7 +162,7 @@ class _FusedLayer(nn.Module):
             return heads
         query, key, value = heads.split(self._projections[0].sizes, dim=1)
         normed = (norm(x.unflatten(1, (-1, self._size))) for norm, x in ((query_norm, query), (key_norm, key)))
-        return torch.cat([*(x.flatten(1) for x in normed), value], dim=1)
+        return torch.cat([*(x.flatten(1) for x in normed), value], dim=1).to(heads.dtype)
 
 
 def _expect(module: nn.Module, names: set[str], more: set[str] = frozenset()) -> None:  # type: ignore[assignment]
@@ -247,7 +288,7 @@ class _Projection:
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         entered = self.entry.matrices.get(id(self))
         if entered is None:
-            entered = _Entered.of([_Matrix.of(module) for module in self.modules])
+            entered = _Entered.of([_Matrix.of(module) for module in self.modules], self.entry.dtype)
             if self.entry.depth:
                 self.entry.matrices[id(self)] = entered
         learned = [tensor for matrix in entered.matrices for tensor in matrix.tensors()]
@@ -260,25 +301,50 @@ class _Entered:
     """Matrices side by side, as they are at entry. All adapters together have rank R."""
 
     matrices: list[_Matrix]
-    whole: Tensor  # (O, D), merged
+    parts: list[Tensor]  # (O, D), one below the other; adapters merged, or beside
     bias: Tensor | None  # (O,)
     down: Tensor | None  # (R, D): every A
     up: Tensor | None  # (O, R): every scale B, in its rows and columns
+    beside: bool  # whether the adapters are not merged
 
     @classmethod
     @torch.no_grad()
-    def of(cls, matrices: list[_Matrix]) -> _Entered:
-        whole = matrices[0].weight.detach()
-        if len(matrices) > 1 or matrices[0].rank:
-            whole = whole.new_empty(sum(len(m.weight) for m in matrices), whole.shape[1])
-            for matrix, rows in zip(matrices, whole.split([len(m.weight) for m in matrices]), strict=True):
-                matrix.write(rows)
+    def of(cls, matrices: list[_Matrix], dtype: torch.dtype) -> _Entered:
+        beside = dtype is torch.bfloat16
+        parts = _parts(matrices, dtype, beside)
         biases = [m.weight.new_zeros(len(m.weight)) if m.bias is None else m.bias for m in matrices]
-        bias = torch.cat(biases) if any(m.bias is not None for m in matrices) else None
+        bias = torch.cat(biases).to(dtype) if any(m.bias is not None for m in matrices) else None
         if not any(m.rank for m in matrices):
-            return cls(matrices, whole, bias, None, None)
+            return cls(matrices, parts, bias, None, None, beside)
         ups = [m.weight.new_empty(len(m.weight), 0) if m.b is None else m.scale * m.b for m in matrices]
-        return cls(matrices, whole, bias, torch.cat([m.a for m in matrices if m.a is not None]), torch.block_diag(*ups))
+        down = torch.cat([m.a for m in matrices if m.a is not None])
+        return cls(matrices, parts, bias, down.to(dtype), torch.block_diag(*ups).to(dtype), beside)
+
+    def outputs(self, x: Tensor, plus: Tensor | None) -> Tensor:
+        """Inputs (N, D) -> outputs (N, O), `plus` included."""
+        if len(self.parts) == 1:
+            out = product(x, self.parts[0].T, plus)
+        else:
+            assert plus is None
+            out = x.new_empty(len(x), sum(map(len, self.parts)))
+            for part, columns in self._columns(out):
+                torch.mm(x, part.T, out=columns)
+        if self.beside and self.down is not None and self.up is not None:
+            out.addmm_(x @ self.down.T, self.up.T)
+        return out if self.bias is None else out.add_(self.bias)
+
+    def inputs_grad(self, dy: Tensor) -> Tensor:
+        """d loss / d outputs (N, O) -> d loss / d inputs (N, D)."""
+        (part, columns), *more = self._columns(dy)
+        dx = product(columns, part)
+        for part, columns in more:
+            dx.addmm_(columns, part)
+        if self.beside and self.down is not None and self.up is not None:
+            dx.addmm_(dy @ self.up, self.down)
+        return dx
+
+    def _columns(self, outputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.parts, outputs.split([len(part) for part in self.parts], dim=1), strict=True)
 
     def grads(self, x: Tensor, dy: Tensor, wanted: Sequence[bool]) -> Iterator[Tensor | None]:
         """Of each matrix's `tensors`, from inputs (N, D) and d loss / d outputs (N, O); all adapters at once.
@@ -300,6 +366,20 @@ class _Entered:
             row, column = rows.stop, columns.stop
 
 
+def _parts(matrices: list[_Matrix], dtype: torch.dtype, beside: bool) -> list[Tensor]:
+    """Weights as they are, if they can stay so; else one with all of them, and their adapters if those do not stay."""
+    first = matrices[0].weight
+    if all(m.weight.dtype is dtype for m in matrices) and (beside or (len(matrices) == 1 and not matrices[0].rank)):
+        return [m.weight.detach() for m in matrices]
+    whole = first.new_empty(sum(len(m.weight) for m in matrices), first.shape[1], dtype=dtype)
+    for matrix, rows in zip(matrices, whole.split([len(m.weight) for m in matrices]), strict=True):
+        if beside:
+            rows.copy_(matrix.weight)
+        else:
+            matrix.write(rows)
+    return [whole]
+
+
 class _Projected(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -313,9 +393,7 @@ class _Projected(torch.autograd.Function):
     ) -> Tensor:
         ctx.before, ctx.entered = before, entered
         ctx.save_for_backward(x)
-        given, whole = x if before is None else before(x), entered.whole.T
-        out = product(given, whole, residual)
-        return out if entered.bias is None else out.add_(entered.bias)
+        return entered.outputs(x if before is None else before(x), residual)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -323,7 +401,7 @@ class _Projected(torch.autograd.Function):
         (x,), before, entered = ctx.saved_tensors, ctx.before, ctx.entered
         _, _, wants_x, wants_residual, wants_norm, *wanted = ctx.needs_input_grad
         dy = dy.contiguous()
-        d_given = product(dy, entered.whole) if wants_x or wants_norm else None
+        d_given = entered.inputs_grad(dy) if wants_x or wants_norm else None
         given, dx, d_norm = x, d_given, None
         if isinstance(before, _Norm):
             given = before(x)
