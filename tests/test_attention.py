@@ -1,4 +1,7 @@
-"""Attention over a tree is that of a dense mask, by blocks as by segments, and each visible pair is computed once."""
+"""Attention over a tree is that of a dense mask, by blocks as by segments, and each visible pair is computed once.
+
+FlexAttention runs on a GPU (`tests/gpu`); here are its mask, and what it computes when it is not compiled.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from test_models import random_examples, saving
 from threads import same_bits_by_one_and_two_threads
 from torch import Tensor
 
-from luthier import kernels
+from luthier import flex, kernels
 from luthier.attention import CLUSTER, TILE, TreePlan
 from luthier.batch import Segment, make_batch
+from luthier.flex import BLOCK
 
 needs_library = pytest.mark.skipif(kernels.library() is None, reason="no compiler")
 
@@ -239,3 +243,66 @@ def test_results_do_not_depend_on_what_shares_the_memory() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "new_empty", lambda self, *size: real(self, *size).fill_(torch.nan))
         assert all(map(torch.equal, before, with_gradients(CLUSTERS.attend, given, 0.5)))
+
+
+# -- FlexAttention ------------------------------------------------------------------------------------------
+
+
+def seen_by_flex(plan: TreePlan) -> Tensor:
+    """(P, P): whether a token sees another, padding included, by the mask that FlexAttention is given."""
+    places = torch.arange(plan.block_mask.shape[-1])
+    return plan.block_mask.mask_mod(None, None, places[:, None], places[None])
+
+
+def check_mask(plan: TreePlan) -> None:
+    """Pair by pair as `visible`; block by block as torch finds by looking at all pairs."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    n, seen, mask = plan.segments[-1].stop, seen_by_flex(plan), plan.block_mask
+    size = len(seen)
+    assert n <= size <= max(1.25 * n + BLOCK, BLOCK) and size % BLOCK == 0
+    assert torch.equal(seen[:n, :n], visible(plan)) and not seen[:n, n:].any()
+    assert torch.equal(seen[n:], torch.eye(size, dtype=torch.bool)[n:])
+    wanted = create_block_mask(mask.mask_mod, 1, 1, size, size, device="cpu", BLOCK_SIZE=BLOCK)
+    assert mask.shape == wanted.shape and mask.BLOCK_SIZE == wanted.BLOCK_SIZE
+    names = [f"{full}{of}_{what}" for full in ("", "full_") for of in ("kv", "q") for what in ("num_blocks", "indices")]
+    for name in names:
+        assert torch.equal(getattr(mask, name), getattr(wanted, name)), name
+
+
+@settings(max_examples=40)
+@given(trees())
+def test_flex_sees_what_is_visible(plan: TreePlan) -> None:
+    check_mask(plan)
+
+
+@by_tree
+def test_flex_sees_what_is_visible_in_odd_trees(plan: TreePlan) -> None:
+    check_mask(plan)
+
+
+@pytest.mark.parametrize("n_virtual", [0, 1, 5, 130])
+def test_flex_sees_virtual_tokens(n_virtual: int) -> None:
+    for seed in range(3):
+        plan = TreePlan.of(make_batch(random_examples(seed)).rooted(n_virtual))
+        check_mask(plan)
+        assert n_virtual == 0 or seen_by_flex(plan)[n_virtual : plan.segments[-1].stop, :n_virtual].all()
+
+
+def test_lengths_are_few() -> None:
+    lengths = {flex.padded_length(n) for n in range(1, 2**15 + 1)}
+    assert len([n for n in lengths if n > 2**10]) == 4 * 5 and max(lengths) == 2**15
+    assert all(n <= flex.padded_length(n) <= max(1.25 * n, n + BLOCK) for n in range(1, 2**15 + 1))
+
+
+@pytest.mark.filterwarnings("ignore:.*flex_attention called without:UserWarning")
+@pytest.mark.parametrize("groups", [1, 3])
+@by_tree
+def test_flex_gives_what_segments_give(plan: TreePlan, groups: int) -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    query, key, value, _ = drawn(plan, 2, groups, 16, torch.float32)
+    found = flex.attend(query, key, value, 0.25, plan.block_mask, run=flex_attention)
+    expected = plan._by_segments(query, key, value, 0.25)
+    assert found.shape == expected.shape and found.is_contiguous()
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)

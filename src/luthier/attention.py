@@ -5,8 +5,8 @@
 Queries come by key/value head, (K, N, G, C): all that reads the same keys lies side by side. On a CPU with compiled
 kernels the scores are matrix products of one segment's keys with all queries that see them, which are neighbours
 because the tree is packed depth first; a softmax over a query's blocks makes them probabilities, and the backward pass
-computes them again. Only visible pairs are computed, but for the upper triangle of a segment's own. Elsewhere it is
-torch's own attention, segment by segment. This module knows nothing of models.
+computes them again. Only visible pairs are computed, but for the upper triangle of a segment's own. On a GPU it is
+FlexAttention (`flex.py`), elsewhere torch's own attention, segment by segment. This module knows nothing of models.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier import kernels
+from luthier import flex, kernels
 from luthier.batch import Batch, Segment
 
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -65,6 +65,8 @@ class TreePlan:
         """(K, N, G, C), (K, N, C) twice -> (N, K * G * C)."""
         if kernels.compiled(query, key, value):
             return _TreeAttention.apply(query, key, value, scaling, self)  # type: ignore[no-any-return]
+        if flex.takes(query):
+            return flex.attend(query, key, value, scaling, self.block_mask)
         return self._by_segments(query, key, value, scaling)
 
     def _by_segments(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -100,13 +102,29 @@ class TreePlan:
         return torch.tensor([s.start for s in self.segments]).repeat_interleave(lengths)
 
     @cached_property
-    def tiles(self) -> list[tuple[_Block, ...]]:
-        """Blocks of runs of neighbouring queries; together they hold every visible pair once."""
-        ends = [s.stop for s in self.segments]  # of what continues each segment
+    def ends(self) -> list[int]:
+        """Where what continues each segment ends: (S,)."""
+        ends = [s.stop for s in self.segments]
         for i in reversed(range(len(self.segments))):
             if (parent := self.segments[i].parent) >= 0:
                 ends[parent] = max(ends[parent], ends[i])
-        return [tuple(self._blocks(pieces, ends)) for pieces in self._cut()]
+        return ends
+
+    @cached_property
+    def end(self) -> Tensor:
+        """The same of each token: (N,) int32. What sees a token lies between it and there."""
+        lengths = torch.tensor([s.stop - s.start for s in self.segments])
+        return torch.tensor(self.ends, dtype=torch.int32).repeat_interleave(lengths)
+
+    @cached_property
+    def block_mask(self) -> Any:
+        """For FlexAttention, on the tree's device."""
+        return flex.block_mask(flex.padded_end(self.end).to(self.device))
+
+    @cached_property
+    def tiles(self) -> list[tuple[_Block, ...]]:
+        """Blocks of runs of neighbouring queries; together they hold every visible pair once."""
+        return [tuple(self._blocks(pieces)) for pieces in self._cut()]
 
     def _cut(self) -> Iterator[list[tuple[int, int, int]]]:
         """(segment, first, last): whole segments or parts of long ones, as many as fit a tile."""
@@ -120,7 +138,8 @@ class TreePlan:
                 pieces.append((i, first, last))
         yield pieces
 
-    def _blocks(self, pieces: list[tuple[int, int, int]], ends: list[int]) -> Iterator[_Block]:
+    def _blocks(self, pieces: list[tuple[int, int, int]]) -> Iterator[_Block]:
+        ends = self.ends
         first, last = pieces[0][1], pieces[-1][2]
         seen = dict.fromkeys(s for i, _, _ in pieces for s in (*self.ancestors[i], i))
         spans: list[tuple[int, int, int, int]] = []

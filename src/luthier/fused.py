@@ -8,6 +8,10 @@ the matrix, W + scale B A, for as long as the layers are entered; its gradients 
 gradient of the whole matrix. Only inputs of a projection are kept for the backward pass, not what the cheap part made.
 Where the base is held in few bits (`quantized.py`), one projection's matrix is made, and merged, for each product.
 
+In bfloat16 a merged weight would lose most of what its adapter has learned: there x A' B' is added to x W', with all A
+of a projection in one product and all B in another, and W is not copied. A GPU computes float32 weights in bfloat16: a
+copy is rounded at entry, and what is learned adds up in float32.
+
 `FusedLayers` takes layers by their structure and refuses, in words, what it does not know; whether they compute what
 the model's own layers do is checked by `Decoder` at load. Merged weights are those of the moment of entry: nothing may
 learn between entry and exit, and no adapter be switched.
@@ -15,6 +19,7 @@ learn between entry and exit, and no adapter be switched.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,27 +30,32 @@ import torch
 from torch import Tensor, nn
 
 from luthier import kernels
-from luthier.attention import Attend
+from luthier.attention import Attend, TreePlan
+from luthier.batch import Segment
 from luthier.kernels import product
 from luthier.quantized import QuantizedLinear
-
-_DTYPES = {torch.float32, torch.float64}
-"""In fewer digits a merged weight would lose most of what its adapter has learned."""
 
 
 class FusedLayers:
     """Stands for a model's layers. Raises ValueError if one of them has another structure, saying what is different."""
 
     def __init__(self, layers: Sequence[nn.Module], head: nn.Module) -> None:
-        dtypes = {p.dtype for layer in layers for p in layer.parameters()}
-        if len(dtypes) != 1 or not dtypes <= _DTYPES:
-            raise ValueError("weights that are not all float32 cannot take an adapter in")
         if any(_hooked(module) for module in (*layers, head)):
             raise ValueError("something hooks into them")  # an adapter perhaps: it would neither act nor learn
-        self._entry = _Entry()
+        self._entry = _Entry(_computed_in(layers))
         self._fused = {id(layer): _FusedLayer(layer, self._entry) for layer in layers}
-        self.head = _Projection((head,), self._entry)
+        if self.dtype is torch.bfloat16:
+            _check_in_full(layers[0])
+        self._head = _Projection((head,), self._entry)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What they compute in."""
+        return self._entry.dtype
+
+    def head(self, hidden: Tensor) -> Tensor:
         """What the output embeddings give: hidden states (m, D) -> (m, V)."""
+        return self._head(hidden.to(self.dtype))
 
     def of(self, layers: Sequence[nn.Module]) -> list[nn.Module]:
         """These layers, fused where they are known."""
@@ -63,10 +73,46 @@ class FusedLayers:
                 self._entry.matrices.clear()
 
 
+def _computed_in(layers: Sequence[nn.Module]) -> torch.dtype:
+    """The weights' own type, bfloat16 if some are; on a GPU float32 becomes it. Raises ValueError for other types."""
+    parameters = [tensor for layer in layers for tensor in _stored(layer)]
+    dtypes = {p.dtype for p in parameters}
+    if dtypes in ({torch.float32}, {torch.float64}):
+        rounds = dtypes == {torch.float32} and parameters[0].is_cuda and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if rounds else parameters[0].dtype
+    if torch.bfloat16 in dtypes and dtypes <= {torch.bfloat16, torch.float32}:
+        return torch.bfloat16
+    raise ValueError(f"their weights are {', '.join(sorted(map(str, dtypes)))}")
+
+
+def _stored(layer: nn.Module) -> list[Tensor]:
+    """Parameters, and the scales of weights in few bits."""
+    return [*layer.parameters(), *(m.scales for m in layer.modules() if isinstance(m, QuantizedLinear))]
+
+
+@torch.no_grad()
+def _check_in_full(layer: Any) -> None:
+    """Raises ValueError if a layer, in float64, is not what it is fused: bfloat16 would hide a small difference."""
+    own = copy.deepcopy(layer).cpu().double()
+    own.self_attn.config._attn_implementation = "eager"
+    settings: Any = {"generator": torch.Generator().manual_seed(0), "dtype": torch.float64}
+    n, size = 16, own.self_attn.head_dim
+    states = torch.randn(1, n, len(own.input_layernorm.weight), **settings)
+    angles = 3 * torch.rand(1, n, size // 2, **settings).repeat(1, 1, 2)
+    given = {"position_embeddings": (angles.cos(), angles.sin())}
+    expected = own(states, attention_mask=torch.full((1, 1, n, n), -torch.inf, dtype=torch.float64).triu(1), **given)
+    attend = TreePlan((Segment(0, n, -1),), ((),), states.device).attend
+    found = _FusedLayer(own, _Entry(torch.float64))(states, packed_attend=attend, **given)
+    worst = float((found - expected).norm() / (expected - states).norm())
+    if not worst <= 1e-5:  # their norms and softmax are float32 within, which gives about 1e-7
+        raise ValueError(f"fused, their states differ by {worst:.1e}")
+
+
 @dataclass(slots=True)
 class _Entry:
     """How often the layers are entered at the moment, and the matrices of each projection that has run since."""
 
+    dtype: torch.dtype
     depth: int = 0
     matrices: dict[int, _Entered] = field(default_factory=dict)
 
@@ -107,7 +153,7 @@ class _FusedLayer(nn.Module):
     ) -> Tensor:
         qkv, output, gate_up, down = self._projections
         cos, sin = (x[0].contiguous() for x in position_embeddings)
-        x = states[0]
+        x = states[0].to(qkv.entry.dtype)
         heads = self._normed(qkv(x), cos.shape[-1])
         query, key, value = _Rotated.apply(heads, cos, sin, self._kv_heads)
         attended = packed_attend(query, key, value, self._scaling)
@@ -123,7 +169,7 @@ class _FusedLayer(nn.Module):
             return heads
         query, key, value = heads.split(self._projections[0].sizes, dim=1)
         normed = (norm(x.unflatten(1, (-1, self._size))) for norm, x in ((query_norm, query), (key_norm, key)))
-        return torch.cat([*(x.flatten(1) for x in normed), value], dim=1)
+        return torch.cat([*(x.flatten(1) for x in normed), value], dim=1).to(heads.dtype)
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -265,7 +311,7 @@ class _Projection:
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         entered = self.entry.matrices.get(id(self))
         if entered is None:
-            entered = _Entered.of([_Matrix.of(module) for module in self.modules])
+            entered = _Entered.of([_Matrix.of(module) for module in self.modules], self.entry.dtype)
             if self.entry.depth:
                 self.entry.matrices[id(self)] = entered
         learned = [tensor for matrix in entered.matrices for tensor in matrix.tensors()]
@@ -278,27 +324,53 @@ class _Entered:
     """Matrices side by side, as they are at entry. All adapters together have rank R."""
 
     matrices: list[_Matrix]
-    kept: Tensor | None  # (O, D), merged; None where one of them is in few bits
+    dtype: torch.dtype
+    kept: list[Tensor] | None  # as `_parts`; None where one of them is in few bits
     bias: Tensor | None  # (O,)
     down: Tensor | None  # (R, D): every A
     up: Tensor | None  # (O, R): every scale B, in its rows and columns
 
     @classmethod
     @torch.no_grad()
-    def of(cls, matrices: list[_Matrix]) -> _Entered:
-        kept = None if any(isinstance(m.linear, QuantizedLinear) for m in matrices) else _merged(matrices)
+    def of(cls, matrices: list[_Matrix], dtype: torch.dtype) -> _Entered:
+        kept = None if any(isinstance(m.linear, QuantizedLinear) for m in matrices) else _parts(matrices, dtype)
         biases: list[Tensor] = [
             m.stored.new_zeros(m.n_outputs) if m.linear.bias is None else m.linear.bias for m in matrices
         ]
-        bias = torch.cat(biases) if any(m.linear.bias is not None for m in matrices) else None
+        bias = torch.cat(biases).to(dtype) if any(m.linear.bias is not None for m in matrices) else None
         if not any(m.rank for m in matrices):
-            return cls(matrices, kept, bias, None, None)
+            return cls(matrices, dtype, kept, bias, None, None)
         ups = [m.stored.new_empty(m.n_outputs, 0) if m.b is None else m.scale * m.b for m in matrices]
-        return cls(matrices, kept, bias, torch.cat([m.a for m in matrices if m.a is not None]), torch.block_diag(*ups))
+        down = torch.cat([m.a for m in matrices if m.a is not None])
+        return cls(matrices, dtype, kept, bias, down.to(dtype), torch.block_diag(*ups).to(dtype))
 
-    def whole(self) -> Tensor:
-        """The merged matrix, (O, D)."""
-        return _merged(self.matrices) if self.kept is None else self.kept
+    @property
+    def parts(self) -> list[Tensor]:
+        return _parts(self.matrices, self.dtype) if self.kept is None else self.kept
+
+    def outputs(self, x: Tensor, plus: Tensor | None) -> Tensor:
+        """Inputs (N, D) -> outputs (N, O), `plus` included."""
+        parts = self.parts
+        if len(parts) == 1:
+            out = product(x, parts[0].T, plus)
+        else:
+            assert plus is None
+            out = x.new_empty(len(x), sum(map(len, parts)))
+            for part, columns in _by_columns(parts, out):
+                torch.mm(x, part.T, out=columns)
+        if _beside(self.dtype) and self.down is not None and self.up is not None:
+            out.addmm_(x @ self.down.T, self.up.T)
+        return out if self.bias is None else out.add_(self.bias)
+
+    def inputs_grad(self, dy: Tensor) -> Tensor:
+        """d loss / d outputs (N, O) -> d loss / d inputs (N, D)."""
+        (part, columns), *more = _by_columns(self.parts, dy)
+        dx = product(columns, part)
+        for part, columns in more:
+            dx.addmm_(columns, part)
+        if _beside(self.dtype) and self.down is not None and self.up is not None:
+            dx.addmm_(dy @ self.up, self.down)
+        return dx
 
     def grads(self, x: Tensor, dy: Tensor, wanted: Sequence[bool]) -> Iterator[Tensor | None]:
         """Of each matrix's `tensors`, from inputs (N, D) and d loss / d outputs (N, O); all adapters at once.
@@ -320,16 +392,28 @@ class _Entered:
             row, column = rows.stop, columns.stop
 
 
-def _merged(matrices: list[_Matrix]) -> Tensor:
-    """One above the other, (O, D)."""
-    first = matrices[0]
-    if len(matrices) == 1 and not first.rank:
-        return first.linear.weight.detach()
+def _beside(dtype: torch.dtype) -> bool:
+    """Whether adapters stay beside the weights: merged, bfloat16 would round most of what they have learned away."""
+    return dtype is torch.bfloat16
+
+
+def _by_columns(parts: list[Tensor], outputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(parts, outputs.split([len(part) for part in parts], dim=1), strict=True)
+
+
+def _parts(matrices: list[_Matrix], dtype: torch.dtype) -> list[Tensor]:
+    """One below the other, (O, D): as they are where they can stay so, else in one, with their adapters if merged."""
+    first, beside = matrices[0], _beside(dtype)
+    if all(m.stored.dtype is dtype for m in matrices) and (beside or (len(matrices) == 1 and not first.rank)):
+        return [m.linear.weight.detach() for m in matrices]
     sizes = [m.n_outputs for m in matrices]
-    whole = first.stored.new_empty(sum(sizes), first.linear.in_features)
+    whole = first.stored.new_empty(sum(sizes), first.linear.in_features, dtype=dtype)
     for matrix, rows in zip(matrices, whole.split(sizes), strict=True):
-        matrix.write(rows)
-    return whole
+        if beside:
+            rows.copy_(matrix.linear.weight)
+        else:
+            matrix.write(rows)
+    return [whole]
 
 
 class _Projected(torch.autograd.Function):
@@ -345,9 +429,7 @@ class _Projected(torch.autograd.Function):
     ) -> Tensor:
         ctx.before, ctx.entered = before, entered
         ctx.save_for_backward(x)
-        given = x if before is None else before(x)
-        out = product(given, entered.whole().T, residual)
-        return out if entered.bias is None else out.add_(entered.bias)
+        return entered.outputs(x if before is None else before(x), residual)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -355,7 +437,7 @@ class _Projected(torch.autograd.Function):
         (x,), before, entered = ctx.saved_tensors, ctx.before, ctx.entered
         _, _, wants_x, wants_residual, wants_norm, *wanted = ctx.needs_input_grad
         dy = dy.contiguous()
-        d_given = product(dy, entered.whole()) if wants_x or wants_norm else None
+        d_given = entered.inputs_grad(dy) if wants_x or wants_norm else None
         given, dx, d_norm = x, d_given, None
         if isinstance(before, _Norm):
             given = before(x)

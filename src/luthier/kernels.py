@@ -1,18 +1,20 @@
-"""The parts of a decoder layer that are no matrix products: in C++ where a compiler is at hand, else in torch.
+"""The parts of a decoder layer that are no matrix products: in C++, on a GPU in Triton, and wherever else in torch.
 
     n rows (tokens), D hidden size, I inner size of the MLP, V vocabulary
     K key/value heads with G query heads each, C size of a head
 
 The library is built on first use, in a second or two, and kept in the user's cache under the hash of its source, the
 compiler and the processor. It runs on the OpenMP threads that torch has, and takes dense float32 and float64 tensors of
-the CPU; anything else goes through torch. Gradients are plain functions: `fused.py` and `attention.py` make them
-autograd's. LUTHIER_KERNELS=torch leaves the library out.
+the CPU. Dense tensors of a GPU go to `kernels_cuda.py`, float64 apart, and anything else through torch. What is stored
+in bfloat16 is computed in float32. Gradients are plain functions: `fused.py` and `attention.py` make them autograd's.
+LUTHIER_KERNELS=torch leaves the library and Triton out.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -43,11 +45,26 @@ def compiled(*tensors: Tensor) -> bool:
     return fits and first.dtype in _TYPES and library() is not None
 
 
+def on_gpu(*tensors: Tensor) -> Any:
+    """`kernels_cuda.py`, if it takes these tensors; else None."""
+    digits = {torch.bfloat16, torch.float16, torch.float32}
+    return _triton() if all(t.is_cuda and t.dtype in digits and t.is_contiguous() for t in tensors) else None
+
+
+@cache
+def _triton() -> Any:
+    """None where Triton is not installed (with torch for CUDA it is), or not wanted."""
+    if importlib.util.find_spec("triton") is None or os.environ.get("LUTHIER_KERNELS") == "torch":
+        return None
+    return importlib.import_module("luthier.kernels_cuda")
+
+
 def describe() -> dict[str, str]:
     """For `luthier doctor`: who multiplies matrices here, and who does the rest."""
     return {
         "matrix products": "oneDNN" if _has_better_products() else "torch's own library",
         "kernels": "compiled" if library() else f"torch: {_found()[1]}",
+        **({"kernels on the GPU": "Triton" if _triton() else "torch"} if torch.cuda.is_available() else {}),
     }
 
 
@@ -147,8 +164,11 @@ def _has_better_products() -> bool:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight: (n, D) -> (n, D). Zhang & Sennrich 2019."""
+    if gpu := on_gpu(x, weight):
+        return gpu.rms_norm(x, weight, eps)  # type: ignore[no-any-return]
     if not compiled(x, weight):
-        return x * _inverse_rms(x, eps) * weight
+        wide = _wide(x)
+        return (wide * _inverse_rms(wide, eps) * weight).to(x.dtype)
     out = torch.empty_like(x)
     call("rms_norm", x, x, weight, out, *x.shape, eps)
     return out
@@ -156,18 +176,27 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def rms_norm_grad(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The gradient of `x`, (n, D)."""
+    if gpu := on_gpu(dy, x, weight):
+        return gpu.rms_norm_grad(dy, x, weight, eps)  # type: ignore[no-any-return]
     if not compiled(dy, x, weight):
-        scale = _inverse_rms(x, eps)
-        towards = dy * weight
-        return scale * towards - x * scale**3 * (towards * x).mean(-1, keepdim=True)
+        wide, towards = _wide(x), _wide(dy) * weight
+        scale = _inverse_rms(wide, eps)
+        return (scale * towards - wide * scale**3 * (towards * wide).mean(-1, keepdim=True)).to(x.dtype)
     out = torch.empty_like(x)
     call("rms_norm_grad", x, dy, x, weight, out, *x.shape, eps)
     return out
 
 
 def rms_norm_weight_grad(dy: Tensor, x: Tensor, eps: float) -> Tensor:
-    """The gradient of the weight, (D,)."""
-    return (dy * x * _inverse_rms(x, eps)).sum(0)
+    """The gradient of the weight, (D,), in float32 at least."""
+    if gpu := on_gpu(dy, x):
+        return gpu.rms_norm_weight_grad(dy, x, eps)  # type: ignore[no-any-return]
+    wide = _wide(x)
+    return (dy * wide * _inverse_rms(wide, eps)).sum(0)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype is torch.float64 else x.float()
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
@@ -179,9 +208,11 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 def gate(gate_up: Tensor) -> Tensor:
     """silu(gate) * up: (n, 2I) -> (n, I). Shazeer 2020."""
+    if gpu := on_gpu(gate_up):
+        return gpu.gate(gate_up)  # type: ignore[no-any-return]
     if not compiled(gate_up):
-        gates, ups = gate_up.chunk(2, -1)
-        return F.silu(gates) * ups
+        gates, ups = _wide(gate_up).chunk(2, -1)
+        return (F.silu(gates) * ups).to(gate_up.dtype)
     out = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
     call("gate", gate_up, gate_up, out, *out.shape)
     return out
@@ -189,11 +220,14 @@ def gate(gate_up: Tensor) -> Tensor:
 
 def gate_grad(dy: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
     """`gate` once more, (n, I), and the gradient of its argument, (n, 2I)."""
+    if gpu := on_gpu(dy, gate_up):
+        return gpu.gate_grad(dy, gate_up)  # type: ignore[no-any-return]
     if not compiled(dy, gate_up):
-        gates, ups = gate_up.chunk(2, -1)
+        gates, ups = _wide(gate_up).chunk(2, -1)
         sigmoid = torch.sigmoid(gates)
         silu = gates * sigmoid
-        return silu * ups, torch.cat([dy * ups * (sigmoid + silu * (1 - sigmoid)), dy * silu], -1)
+        grad = torch.cat([dy * ups * (sigmoid + silu * (1 - sigmoid)), dy * silu], -1)
+        return (silu * ups).to(dy.dtype), grad.to(dy.dtype)
     out, grad = torch.empty_like(dy), torch.empty_like(gate_up)
     call("gate_grad", gate_up, dy, gate_up, out, grad, *dy.shape)
     return out, grad
@@ -206,10 +240,12 @@ def rotate(qkv: Tensor, cos: Tensor, sin: Tensor, kv_heads: int) -> tuple[Tensor
     """Rows of all heads, (n, (KG + 2K) C), by (n, C) -> (K, n, G, C), (K, n, C), (K, n, C). Su et al. 2021."""
     n, size = cos.shape
     groups = qkv.shape[1] // (size * kv_heads) - 2
+    if gpu := on_gpu(qkv, cos, sin):
+        return gpu.rotate(qkv, cos, sin, kv_heads)  # type: ignore[no-any-return]
     if not compiled(qkv, cos, sin):
         heads = qkv.unflatten(1, (-1, size)).transpose(0, 1)  # (KG + 2K, n, C)
         q, k, v = heads.split((kv_heads * groups, kv_heads, kv_heads))
-        q, k = (x * cos + _half_turned(x) * sin for x in (q, k))
+        q, k = ((_wide(x) * cos + _half_turned(_wide(x)) * sin).to(x.dtype) for x in (q, k))
         return q.unflatten(0, (kv_heads, groups)).transpose(1, 2).contiguous(), k.contiguous(), v.contiguous()
     q, k, v = (qkv.new_empty(kv_heads, n, *shape) for shape in ((groups, size), (size,), (size,)))
     call("rotate", qkv, qkv, cos, sin, q, k, v, n, kv_heads, groups, size)
@@ -219,10 +255,12 @@ def rotate(qkv: Tensor, cos: Tensor, sin: Tensor, kv_heads: int) -> tuple[Tensor
 def rotate_grad(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The gradient of `rotate`'s rows, (n, (KG + 2K) C)."""
     kv_heads, n, groups, size = dq.shape
+    if gpu := on_gpu(dq, dk, dv, cos, sin):
+        return gpu.rotate_grad(dq, dk, dv, cos, sin)  # type: ignore[no-any-return]
     if not compiled(dq, dk, dv, cos, sin):
-        heads = torch.cat([dq.transpose(1, 2).flatten(0, 1), dk])
+        heads = _wide(torch.cat([dq.transpose(1, 2).flatten(0, 1), dk]))
         turned = heads * cos - _half_turned(heads * sin)
-        return torch.cat([turned, dv]).transpose(0, 1).flatten(1)
+        return torch.cat([turned.to(dv.dtype), dv]).transpose(0, 1).flatten(1)
     out = dq.new_empty(n, (groups + 2) * kv_heads * size)
     call("rotate_grad", dq, dq, dk, dv, cos, sin, out, n, kv_heads, groups, size)
     return out
@@ -238,6 +276,8 @@ def _half_turned(x: Tensor) -> Tensor:
 
 def nll(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """-log softmax(logits)[target] of logits (n, V) and targets (n,): (n,), and the rows' logsumexp (n,)."""
+    if gpu := on_gpu(logits):
+        return gpu.nll(logits, targets)  # type: ignore[no-any-return]
     if not compiled(logits) or not _in_vocabulary(targets, logits.shape[1]):
         log_p, lse = logits.log_softmax(-1), logits.logsumexp(-1)
         return -log_p.gather(1, targets[:, None])[:, 0], lse
@@ -253,6 +293,8 @@ def _in_vocabulary(targets: Tensor, n: int) -> bool:
 
 def nll_grad(logits: Tensor, lse: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """The gradient (n, V) of the sum of weights (n,) times lse (n,) - the targets' logits."""
+    if gpu := on_gpu(logits, lse, weights):
+        return gpu.nll_grad(logits, lse, targets, weights)  # type: ignore[no-any-return]
     if not compiled(logits, lse, weights):
         grad = (logits - lse[:, None]).exp_().mul_(weights[:, None])
         return grad.scatter_add_(1, targets[:, None], -weights[:, None])
