@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from luthier.files import fresh_folder, locked, sha256_of, write_atomically
+from luthier import files
+from luthier.files import fresh_folder, locked, sha256_of, sha256_once, write_atomically
 
 STEPS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "open", "close", "link")
 
@@ -207,3 +208,25 @@ def test_a_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
         raise KeyError
     with locked(tmp_path / "lock"):
         pass
+
+
+def test_a_large_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = tmp_path / "weights", []
+    monkeypatch.setattr(files, "sha256_of", lambda p: read.append(p) or sha256_of(p))
+
+    def write(content: bytes) -> None:
+        path.write_bytes(content)
+        os.utime(path, ns=(0, 10**18))  # no time but that of the inode tells what changed last
+
+    write(b"one")
+    assert [sha256_once(path) for _ in range(3)] == [sha256_of(path)] * 3
+    assert len(read) == 3, "it has changed just now, and may change again within the clock's tick"
+    monkeypatch.setattr(files, "SETTLED_S", -1.0)
+    assert [sha256_once(path) for _ in range(3)] == [sha256_of(path)] * 3
+    assert len(read) == 4
+    time.sleep(0.05)  # more than a tick
+    write(b"two")  # of the same size and with the same time
+    assert sha256_once(path) == sha256_of(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        sha256_once(path)

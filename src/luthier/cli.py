@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
-from luthier import __version__, interrupts
+from luthier import __version__, interrupts, machine
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ RUNS = Path("runs")
 def main() -> None:
     """Run the command and exit with its code; a person's mistake never shows a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    machine.collect_seldom()
     interrupts.install()
     try:
         sys.exit(app(standalone_mode=False))  # None, or the code of a typer.Exit

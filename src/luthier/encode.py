@@ -6,6 +6,7 @@ Promises:
   tools say; the special ones in what the assistant says (a `<think>` there is meant).
 - What is learned runs from the end of the generation prompt to the token that ends the turn, inclusive.
 - Nothing is cut: what is too long is an error of its row.
+- Many conversations at once give what each gives alone, to the bit, errors too.
 
 How control strings are kept apart: a second copy of the tokenizer knows each added token under a private
 name. The template's own tokens are renamed after rendering, those of the content are not, so one ordinary
@@ -15,20 +16,30 @@ This module knows nothing of batches or models.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from datetime import date
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 from luthier.conversation import Conversation, Message
 from luthier.errors import DataError, ModelError, printable
+from luthier.machine import versions
 
 Fail = Callable[..., DataError]
 
 # Private-use code points: absent from real text; a row that holds them is refused (LU-D052).
 GUARD, OPEN, CLOSE = "\uf8f0", "\uf8f1", "\uf8f2"
+GROUP = 256
+"""Conversations that are tokenised in one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +55,28 @@ class Encoded:
         return sum(self.learn[1:])
 
 
+Tokens = tuple[list[int], list[bool]]
+"""Ids (T,) and which of them are learned (T,)."""
+
+
+class Memory(Protocol):
+    """What was encoded before, by the id of a conversation, which is a hash of its content."""
+
+    def find(self, ids: Sequence[str]) -> Mapping[str, Tokens]: ...
+    def keep(self, encoded: Encoded) -> None: ...
+
+
+class _Text(NamedTuple):
+    """What is tokenised of a conversation, and per character whether it is learned; None for plain text."""
+
+    named: str
+    learned: bytes | None
+
+
 class Encoder:
     """Encodes conversations, and prompts for generation, with one tokenizer.
 
+    What its `memory` knows is not encoded by `many` and `all` (see `luthier.encoded`).
     Raises ModelError LU-M020 where the tokenizer has no fast backend.
     """
 
@@ -57,6 +87,7 @@ class Encoder:
                 "LU-M020", type(tokenizer).__name__, "is not a fast tokenizer", "use a base model with a tokenizer.json"
             )
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.memory: Memory | None = None
         added = {
             str(token): (id_, token.special) for id_, token in tokenizer.added_tokens_decoder.items() if str(token)
         }
@@ -71,18 +102,77 @@ class Encoder:
 
     def __call__(self, conversation: Conversation) -> Encoded:
         """Raises DataError with one of LU-D046, LU-D047, LU-D050, LU-D052, LU-D054, LU-D055."""
+        text = self._text(conversation)
+        return self._checked(conversation, self._tokens(text, self._twin.encode(text.named, add_special_tokens=False)))
+
+    def all(self, conversations: Iterable[Conversation]) -> list[Encoded]:
+        """Each one's, in order. Raises what the first one raises that cannot be encoded."""
+        found = []
+        for encoded in self.many(conversations):
+            if isinstance(encoded, DataError):
+                raise encoded
+            found.append(encoded)
+        return found
+
+    def many(self, conversations: Iterable[Conversation]) -> Iterator[Encoded | DataError]:
+        """For each, in order, what it gives alone, or the error that it raises alone.
+
+        Templates are rendered in Python, which runs one thread at a time; the tokenizer is not Python and works on one
+        group beside it while the next is rendered.
+        """
+        source, waiting = iter(conversations), deque[Callable[[], Iterator[Encoded | DataError]]]()
+        with ThreadPoolExecutor(1) as beside:
+            while group := list(islice(source, GROUP)):
+                waiting.append(self._begun(group, beside))
+                if len(waiting) > 1:
+                    yield from waiting.popleft()()
+            for ended in waiting:
+                yield from ended()
+
+    def _begun(
+        self, group: Sequence[Conversation], beside: ThreadPoolExecutor
+    ) -> Callable[[], Iterator[Encoded | DataError]]:
+        """Render a group and give it to the tokenizer; what is returned waits for it."""
+        known = self.memory.find([c.id for c in group]) if self.memory else {}
+        texts = [self._text_or_error(c) for c in group if c.id not in known]
+        named = [text.named for text in texts if isinstance(text, _Text)]
+        tokenised: Future[list[Any]] = beside.submit(self._twin.encode_batch, named, add_special_tokens=False)
+
+        def ended() -> Iterator[Encoded | DataError]:
+            encodings, new = iter(tokenised.result()), iter(texts)
+            for conversation in group:
+                text = None if conversation.id in known else next(new)
+                if isinstance(text, DataError):
+                    yield text
+                    continue
+                tokens = known[conversation.id] if text is None else self._tokens(text, next(encodings))
+                yield self._kept_or_error(conversation, tokens, new=text is not None)
+
+        return ended
+
+    def _text_or_error(self, conversation: Conversation) -> _Text | DataError:
+        try:
+            return self._text(conversation)
+        except DataError as error:
+            return error
+
+    def _kept_or_error(self, conversation: Conversation, tokens: Tokens, new: bool) -> Encoded | DataError:
+        try:
+            encoded = self._checked(conversation, tokens)
+        except DataError as error:
+            return error
+        if self.memory and new:
+            self.memory.keep(encoded)
+        return encoded
+
+    def _checked(self, conversation: Conversation, tokens: Tokens) -> Encoded:
+        """Raises DataError LU-D046, LU-D047."""
         fail: Fail = partial(DataError.of, where=conversation.source)
-        _refuse_private((m.content for m in conversation.messages), fail)
-        if conversation.messages[0].role == "text":
-            ids, learn = self._plain_text(conversation.answer, fail)
-        else:
-            text, learned = self._render_with_mask(conversation, fail)
-            ids, learn = self._tokenise(text, learned)
-        encoded = Encoded(ids, learn, conversation.id, conversation.source)
-        if self.max_tokens and len(ids) > self.max_tokens:
+        encoded = Encoded(*tokens, conversation.id, conversation.source)
+        if self.max_tokens and len(encoded.ids) > self.max_tokens:
             raise fail(
                 "LU-D046",
-                found=f"is {len(ids)} tokens long, over the limit of {self.max_tokens}",
+                found=f"is {len(encoded.ids)} tokens long, over the limit of {self.max_tokens}",
                 advice="raise data.max_tokens or shorten the row; nothing is cut",
             )
         if encoded.n_learned == 0:
@@ -93,12 +183,32 @@ class Encoder:
             )
         return encoded
 
+    def fingerprint(self) -> str:
+        """A hash of all that decides what a conversation becomes, but `max_tokens`, which changes no token.
+
+        Among it the source of this code, and today's date where the template writes it.
+        """
+        tokenizer, template = self.tokenizer, getattr(self.tokenizer, "chat_template", None)
+        what = [
+            tokenizer.backend_tokenizer.to_str(),
+            template,
+            tokenizer.special_tokens_map,
+            tokenizer.eos_token_id,
+            tokenizer("")["input_ids"],
+            [guard.whole.pattern for guard in (self._guard_all, self._guard_special)],
+            versions(("luthier", "tokenizers", "transformers", "jinja2")),
+            Path(__file__).read_text(encoding="utf-8") + inspect.getsource(Message),
+            date.today().isoformat() if "strftime_now" in json.dumps(template) else "",
+        ]
+        return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()
+
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids (T,) after which the model writes the assistant's next message. Raises DataError LU-D052, LU-D054."""
         fail: Fail = partial(DataError.of, where="prompt")
         _refuse_private((m.content for m in messages), fail)
         text = self._render(self._guarded(messages), True, fail)
-        return self._tokenise(text, [False] * len(text))[0]
+        named, _ = self._named(text, bytes(len(text)))
+        return self._ids(self._twin.encode(named, add_special_tokens=False))
 
     def continuation(self, before: str, text: str, source: str) -> Encoded:
         """Plain text of which what follows `before` is learned, without an end: one of several ways to go on.
@@ -120,17 +230,27 @@ class Encoder:
 
     # -- rendering -------------------------------------------------------------------------------------
 
-    def _render_with_mask(self, conversation: Conversation, fail: Fail) -> tuple[str, list[bool]]:
+    def _text(self, conversation: Conversation) -> _Text:
+        """Raises DataError LU-D050, LU-D052, LU-D054, LU-D055."""
+        fail: Fail = partial(DataError.of, where=conversation.source)
+        _refuse_private((m.content for m in conversation.messages), fail)
+        if conversation.messages[0].role != "text":
+            return self._named(*self._render_with_mask(conversation, fail))
+        if self.tokenizer.eos_token_id is None:
+            raise fail("LU-D050", found="the tokenizer has no end token", advice="the model would never learn to stop")
+        return _Text(conversation.answer, None)
+
+    def _render_with_mask(self, conversation: Conversation, fail: Fail) -> tuple[str, bytes]:
         """The guarded rendering and, per character, whether it is learned."""
         messages = self._guarded(conversation.messages)
         text = self._render(messages, False, fail)
         self._check_turns(messages, text, fail)
-        learned = [False] * len(text)
+        learned = bytearray(len(text))
         for i, message in enumerate(conversation.messages):
             if message.learned:
                 start, stop = self._span(messages, i, text, fail)
-                learned[start:stop] = [True] * (stop - start)
-        return text, learned
+                learned[start:stop] = b"\1" * (stop - start)
+        return text, bytes(learned)
 
     def _guarded(self, messages: Sequence[Message]) -> list[dict[str, str]]:
         return [
@@ -206,41 +326,37 @@ class Encoder:
 
     # -- tokens ----------------------------------------------------------------------------------------
 
-    def _tokenise(self, text: str, learned: list[bool]) -> tuple[list[int], list[bool]]:
-        """Ids (T,) and mask (T,) of a guarded rendering; the template's tokens become tokens, nothing else."""
+    def _named(self, text: str, learned: bytes) -> _Text:
+        """A guarded rendering with the template's tokens under their private names, and without guards."""
         parts: list[str] = []
-        mask: list[bool] = []
-
-        def add(piece: str, flags: list[bool]) -> None:
-            parts.append(piece)
-            mask.extend(flags)
-
+        mask: list[bytes] = []
         at = 0
         for match in self._added_or_guard.finditer(text):
-            add(text[at : match.start()], learned[at : match.start()])
+            parts.append(text[at : match.start()])
+            mask.append(learned[at : match.start()])
             if match.group() != GUARD:
                 name = self._private[match.group()]
-                add(name, [learned[match.start()]] * len(name))
+                parts.append(name)
+                mask.append(learned[match.start() : match.start() + 1] * len(name))
             at = match.end()
-        add(text[at:], learned[at:])
-        named = "".join(parts)
-        encoding = self._twin.encode(named, add_special_tokens=False)
+        return _Text("".join([*parts, text[at:]]), b"".join([*mask, learned[at:]]))
+
+    def _tokens(self, text: _Text, encoding: Any) -> Tokens:
+        """Ids and mask of what the twin made of a conversation's text."""
+        named, learned = text
+        if learned is None:  # self-supervised: opening tokens as the tokenizer adds them, text, end token
+            opening = [id_ for id_ in self.tokenizer("")["input_ids"] if id_ != self.tokenizer.eos_token_id]
+            ids = [*opening, *encoding.ids, self.tokenizer.eos_token_id]
+            return ids, [False] * len(opening) + [True] * (len(encoding.ids) + 1)
 
         def is_learned(start: int, stop: int) -> bool:
             name = named.find(OPEN, start, stop)  # such a token may have swallowed white space that is not its own
-            return mask[name] if name >= 0 else any(mask[start:stop])
+            return bool(learned[name]) if name >= 0 else learned.find(1, start, stop) >= 0
 
-        ids = [self._to_real.get(id_, id_) for id_ in encoding.ids]
-        return ids, [is_learned(*span) for span in encoding.offsets]
+        return self._ids(encoding), [is_learned(*span) for span in encoding.offsets]
 
-    def _plain_text(self, text: str, fail: Fail) -> tuple[list[int], list[bool]]:
-        """Text for self-supervised learning: opening tokens as the tokenizer adds them, text, end token."""
-        if self.tokenizer.eos_token_id is None:
-            raise fail("LU-D050", found="the tokenizer has no end token", advice="the model would never learn to stop")
-        encoding = self._twin.encode(text, add_special_tokens=False)
-        opening = [id_ for id_ in self.tokenizer("")["input_ids"] if id_ != self.tokenizer.eos_token_id]
-        ids = [*opening, *encoding.ids, self.tokenizer.eos_token_id]
-        return ids, [False] * len(opening) + [True] * (len(encoding.ids) + 1)
+    def _ids(self, encoding: Any) -> list[int]:
+        return [self._to_real.get(id_, id_) for id_ in encoding.ids]
 
 
 def _refuse_private(texts: Iterable[str], fail: Fail) -> None:
@@ -292,17 +408,24 @@ class _Guard:
 
 def _twin(backend: Any, private: dict[str, str], ids: dict[str, int]) -> tuple[Any, dict[int, int]]:
     """A copy of the tokenizer that knows its added tokens by private names only, and twin id -> real id."""
+    return _twin_of(backend.to_str(), tuple(private.items()), tuple(ids.items()))
+
+
+@lru_cache(maxsize=2)  # every stage of a run makes an encoder
+def _twin_of(
+    tokenizer: str, names: tuple[tuple[str, str], ...], added: tuple[tuple[str, int], ...]
+) -> tuple[Any, dict[int, int]]:
     from tokenizers import Tokenizer
 
-    settings = json.loads(backend.to_str())
+    settings, private, ids = json.loads(tokenizer), dict(names), dict(added)
     for token in settings["added_tokens"]:
         token["content"] = private.get(token["content"], token["content"])
     if (model := settings["model"])["type"] != "BPE":  # these find whole pieces, also such as are added tokens
-        names = {name: alias for name, alias in private.items() if name != model.get("unk_token")}
+        renamed = {name: alias for name, alias in private.items() if name != model.get("unk_token")}
         if isinstance(model["vocab"], list):
-            model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+            model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in model["vocab"]]
         else:
-            model["vocab"] = {names.get(piece, piece): id_ for piece, id_ in model["vocab"].items()}
+            model["vocab"] = {renamed.get(piece, piece): id_ for piece, id_ in model["vocab"].items()}
     settings["post_processor"] = None  # ours is text without BOS; also, ByteLevel would trim the offsets
     settings["truncation"] = settings["padding"] = None
     twin: Any = Tokenizer.from_str(json.dumps(settings))

@@ -6,8 +6,13 @@ import contextlib
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+
+SETTLED_S = 2.0
+"""A file that changed so lately may change again without another time: some systems' clocks tick in seconds."""
 
 
 def cache_folder() -> Path:
@@ -19,6 +24,19 @@ def cache_folder() -> Path:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_once(path: Path) -> str:
+    """`sha256_of` for large files, such as weights: a process reads one again only when the system says it changed."""
+    status = path.stat()
+    if time.time() - max(status.st_mtime, status.st_ctime) < SETTLED_S:
+        return sha256_of(path)
+    return _sha256_at(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+
+
+@lru_cache(maxsize=256)
+def _sha256_at(path: Path, status: tuple[int, ...]) -> str:
+    return sha256_of(path)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -130,11 +130,13 @@ def read_run(folder: Path) -> Run:
 
 def _prepare(work: _Work, out: Path) -> dict[str, Any]:
     from luthier.encode import Encoder
+    from luthier.encoded import remembered
     from luthier.models import context_tokens, load_tokenizer
     from luthier.prepare import prepare
 
     encoder = Encoder(load_tokenizer(work.base), work.recipe.data.max_tokens or context_tokens(work.base))
-    audit = prepare(work.recipe, work.origin, out, encoder)
+    with remembered(encoder):
+        audit = prepare(work.recipe, work.origin, out, encoder)
     return {"task": audit.task, **audit.sides}
 
 

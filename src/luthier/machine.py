@@ -85,9 +85,18 @@ def _number(path: Path) -> int | None:
         return None
 
 
+_USUAL = gc.get_threshold()
+
+
+def collect_seldom() -> None:
+    """Let Python's collector look for garbage a hundred times less often: imports make a million objects and none."""
+    gc.set_threshold(100_000, 50, 100)
+
+
 @cache
 def skip_in_collections() -> None:
-    """Let Python's collector pass over what is here already: imported modules are a million objects that stay."""
+    """Let Python's collector pass over what is here already, imported modules, and look as usual at the rest."""
+    gc.set_threshold(*_USUAL)
     gc.collect()
     gc.freeze()
 

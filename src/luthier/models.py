@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from luthier.errors import ModelError, did_you_mean, first_line
-from luthier.files import cache_folder, fresh_folder, locked, sha256_of
+from luthier.files import cache_folder, fresh_folder, locked, sha256_of, sha256_once
 from luthier.machine import skip_in_collections
 from luthier.quantized import while_loading
 from luthier.settings import Quantize
@@ -85,7 +85,7 @@ def _gguf_of_package(name: str, package: str, install: str) -> Path:
 
 def _from_gguf(name: str, gguf: Path, public: str) -> Base:
     """Dequantise once into a folder of safetensors with checksums; verify it at every later use."""
-    digest = sha256_of(gguf)
+    digest = sha256_once(gguf)
     folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
     if not (folder / "SHA256SUMS").is_file():
         with locked(folder.with_name(f".{folder.name}.lock")):
@@ -101,7 +101,7 @@ def _damaged(folder: Path) -> Path | None:
     lines = (folder / "SHA256SUMS").read_text(errors="replace").splitlines()
     sums = {file: digest for digest, _, file in (line.partition("  ") for line in lines)}
     for file in sorted({*sums, *_names(folder)}):
-        if not (folder / file).is_file() or sha256_of(folder / file) != sums.get(file):
+        if not (folder / file).is_file() or sha256_once(folder / file) != sums.get(file):
             return folder / file
     return None
 
@@ -181,7 +181,7 @@ def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*")):
         if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
-            digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+            digest.update(f"{path.name} {sha256_once(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,20 @@ def encode_words(conversation: Conversation, max_tokens: int = 10_000) -> Words:
 
 
 @dataclass
+class OneByOne:
+    """An encoder that takes in nothing ahead."""
+
+    encode: Callable[[Conversation], Words] = encode_words
+
+    def many(self, conversations: Iterable[Conversation]) -> Iterator[Words | DataError]:
+        for conversation in conversations:
+            try:
+                yield self.encode(conversation)
+            except DataError as error:
+                yield error
+
+
+@dataclass
 class Prepared:
     report: AuditReport
     out: Path
@@ -60,7 +74,7 @@ def run(folder: Path, encoder: Callable[[Conversation], Words] = encode_words, *
     rules = [{"metric": "token_f1", "must": "beat_baseline"}]
     recipe = validate({"name": "test", "data": data, "release": {"rules": rules}}, "recipe.yaml", folder)
     out = folder / "out"
-    return Prepared(prepare(recipe, folder, out, encoder), out)
+    return Prepared(prepare(recipe, folder, out, OneByOne(encoder)), out)
 
 
 def chat(*texts: str, **columns: Any) -> str:

@@ -10,7 +10,7 @@ from luthier import recipe as recipes
 from luthier.conversation import read_conversations
 from luthier.prepare import prepare
 
-from .lines import encode_words
+from .lines import OneByOne
 
 
 def test_each_source_has_its_own_format(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_each_source_has_its_own_format(tmp_path: Path) -> None:
         "data": {"sources": [{"path": "chats.jsonl"}, texts], "split": {"by": "given"}, "system": "Be brief."},
         "release": {"rules": [{"metric": "token_f1", "must": "beat_baseline"}]},
     }
-    audit = prepare(recipes.validate(tree, "test", tmp_path), tmp_path, tmp_path / "out", encode_words)
+    audit = prepare(recipes.validate(tree, "test", tmp_path), tmp_path, tmp_path / "out", OneByOne())
     assert (audit.task, audit.format, audit.sides) == (
         "answer",
         "prompt_completion",

@@ -114,10 +114,10 @@ class Exam:
     ) -> None:
         self.suite = suite
         self._tokenizer, self._max_new_tokens, self._tokens_at_once = encoder.tokenizer, max_new_tokens, tokens_at_once
-        self._scored = [encoder(i.conversation) for i in suite.items] if suite.scored else []
+        self._scored = encoder.all(i.conversation for i in suite.items) if suite.scored else []
         self._asked = [n for n, i in enumerate(suite.items) if suite.written and i.conversation.prompt]
         self._prompts = [encoder.prompt(suite.items[n].conversation.prompt) for n in self._asked]
-        self._choices = [[_choice(encoder, c, item) for c in item.choices.values()] for item in suite.items]
+        self._choices = _choices(encoder, suite.items)
         self._drawing = drawing or Drawing()
         self._end_ids = _end_ids(encoder, tests) if self._asked else set()
 
@@ -168,18 +168,22 @@ class Exam:
         return self._choices[n][0].n_learned if self._choices[n] else 0
 
 
-def _choice(encoder: Encoder, choice: Conversation | Text, item: Item) -> Encoded:
-    """What is scored of a choice: text after a beginning, or a chat up to where its last turn ends."""
-    if isinstance(choice, Text):
-        return encoder.continuation(choice.before, choice.scored, item.conversation.source)
-    encoded = encoder(choice)
-    stop = _last_learned(encoded) + 1
-    return replace(encoded, ids=encoded.ids[:stop], learn=encoded.learn[:stop])
+def _choices(encoder: Encoder, items: Sequence[Item]) -> list[list[Encoded]]:
+    """What is scored of each item's choices: text after a beginning, or a chat up to where its last turn ends."""
+    chats = iter(encoder.all(c for item in items for c in item.choices.values() if isinstance(c, Conversation)))
+
+    def scored(choice: Conversation | Text, item: Item) -> Encoded:
+        if isinstance(choice, Text):
+            return encoder.continuation(choice.before, choice.scored, item.conversation.source)
+        encoded = next(chats)
+        stop = _last_learned(encoded) + 1
+        return replace(encoded, ids=encoded.ids[:stop], learn=encoded.learn[:stop])
+
+    return [[scored(choice, item) for choice in item.choices.values()] for item in items]
 
 
 def _end_ids(encoder: Encoder, tests: Sequence[Conversation]) -> set[int]:
-    encoded = map(encoder, tests)
-    return {encoder.tokenizer.eos_token_id} | {e.ids[_last_learned(e)] for e in encoded}
+    return {encoder.tokenizer.eos_token_id} | {e.ids[_last_learned(e)] for e in encoder.all(tests)}
 
 
 def dump_samples(samples: Sequence[Sample], of: str) -> bytes:

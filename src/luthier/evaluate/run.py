@@ -14,6 +14,7 @@ from luthier.adapt import load_merged
 from luthier.conversation import Conversation, read_conversations
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
+from luthier.encoded import remembered
 from luthier.errors import DataError, RunError
 from luthier.evaluate.clean import contaminated
 from luthier.evaluate.compare import Answers, compare_models, judged
@@ -92,7 +93,8 @@ def evaluate(
     report = report or Quiet()
     asked = _open(recipe, prepared, base, folder, voted=votes is not None)
     test = Suite(TEST, labelled(asked.tests, asked.audit.labels), asked.metrics, scored=True, written=True)
-    exams = [_exam(suite, asked.encoder, asked.tests, recipe) for suite in (test, *asked.suites)]
+    with remembered(asked.encoder):
+        exams = [_exam(suite, asked.encoder, asked.tests, recipe) for suite in (test, *asked.suites)]
     taken = _take(exams, recipe, asked.encoder, base, trained, out, answers, report)
     both = taken["tuned"], taken["base"]
     samples = [of.samples for of in both]

@@ -5,8 +5,8 @@ Read `prepare` from top to bottom: each line is one step, and each step is a mod
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from luthier.prepare.derive import derive
 from luthier.prepare.detect import SAMPLE_ROWS, detect, task_of
 from luthier.prepare.formats import Format
 from luthier.prepare.noticed import notice
-from luthier.prepare.rows import Fault, Item, Row
+from luthier.prepare.rows import Fault, Item, Row, Warn
 from luthier.prepare.sources import SIDE_NAMES, DataFile, find_files
 from luthier.prepare.split import limit, split
 from luthier.records import AuditReport
@@ -41,7 +41,9 @@ class Encoded(Protocol):
     def learn(self) -> Sequence[bool]: ...
 
 
-Encoder = Callable[[Conversation], Encoded]
+class Encoder(Protocol):
+    def many(self, conversations: Iterable[Conversation]) -> Iterator[Encoded | DataError]:
+        """In their order; it may take in conversations ahead of those that it gives back."""
 
 
 def prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder) -> AuditReport:
@@ -104,33 +106,99 @@ def _shapes(files: list[DataFile], data: Data) -> dict[Settings, Shape]:
     return shapes
 
 
+@dataclass(frozen=True, slots=True)
+class Understood:
+    """A row that is a conversation."""
+
+    row: Row
+    conversation: Conversation
+    side: Side | None
+
+
+@dataclass(frozen=True, slots=True)
+class Faulty:
+    """A row that cannot be read, understood or encoded."""
+
+    row: Row
+    fault: Fault
+    stage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Odd:
+    """A finding that rejects nothing."""
+
+    finding: tuple[str, str, str, str]
+
+
 def _read(
     files: list[DataFile], shapes: dict[Settings, Shape], data: Data, encoder: Encoder, audit: Audit
 ) -> list[Item]:
     """The good rows of all files; the others go to the rejects."""
     items: list[Item] = []
     n_read, faulty = 0, {"read": Counter[str](), "understand": Counter[str](), "encode": Counter[str]()}
-    for file in files:
-        shape = shapes[_settings(file.source, data)]
-        for row in file.rows(audit.warn):
-            n_read += 1
-            stage = "read"
-            try:
-                if row.fault:
-                    raise row.fault
-                stage = "understand"
-                side = _side_of(row, file, shape.format, data.split.by)
-                conversation = _in_family(shape.format.conversation(row, shape.columns, audit.warn), data.split.by)
-                stage = "encode"
-                items.append(_encode(conversation, side, encoder))
-            except Fault as fault:
-                faulty[stage][fault.code] += 1
-                audit.reject(row, fault)
+    for met in _encoded(_met(files, shapes, data), encoder):
+        if isinstance(met, Odd):
+            audit.warn(*met.finding)
+            continue
+        n_read += 1
+        if isinstance(met, Item):
+            items.append(met)
+        else:
+            faulty[met.stage][met.fault.code] += 1
+            audit.reject(met.row, met.fault)
     n = n_read
     for name, dropped in faulty.items():
         audit.step(name, n, n := n - dropped.total(), dropped)
     audit.check_rejected(n_read, data.max_rejected_fraction)
     return items
+
+
+def _met(files: list[DataFile], shapes: dict[Settings, Shape], data: Data) -> Iterator[Understood | Faulty | Odd]:
+    """All rows of all files, each after what was odd about it."""
+    odd: list[Odd] = []
+
+    def warn(*finding: str) -> None:
+        odd.append(Odd(finding))  # type: ignore[arg-type]
+
+    for file in files:
+        shape = shapes[_settings(file.source, data)]
+        for row in file.rows(warn):
+            met = _understood(row, file, shape, data, warn)
+            yield from odd
+            odd.clear()
+            yield met
+    yield from odd
+
+
+def _understood(row: Row, file: DataFile, shape: Shape, data: Data, warn: Warn) -> Understood | Faulty:
+    stage = "read"
+    try:
+        if row.fault:
+            raise row.fault
+        stage = "understand"
+        side = _side_of(row, file, shape.format, data.split.by)
+        conversation = _in_family(shape.format.conversation(row, shape.columns, warn), data.split.by)
+    except Fault as fault:
+        return Faulty(row, fault, stage)
+    return Understood(row, conversation, side)
+
+
+def _encoded(met: Iterable[Understood | Faulty | Odd], encoder: Encoder) -> Iterator[Item | Faulty | Odd]:
+    """What was met, in its order, with conversations encoded: the encoder is ahead, so what it has passed waits."""
+    waiting: deque[Understood | Faulty | Odd] = deque()
+
+    def conversations() -> Iterator[Conversation]:
+        for one in met:
+            waiting.append(one)
+            if isinstance(one, Understood):
+                yield one.conversation
+
+    for encoded in encoder.many(conversations()):
+        while not isinstance(one := waiting.popleft(), Understood):
+            yield one
+        yield _item(one, encoded)
+    yield from waiting  # type: ignore[misc]  # no conversation is left
 
 
 def _side_of(row: Row, file: DataFile, format: Format, by: str) -> Side | None:
@@ -155,15 +223,14 @@ def _in_family(conversation: Conversation, by: str) -> Conversation:
     return conversation.model_copy(update={"family": f"{by}={conversation.tags[by]}"})
 
 
-def _encode(conversation: Conversation, side: Side | None, encoder: Encoder) -> Item:
-    try:
-        encoded = encoder(conversation)
-    except DataError as error:
-        problem = error.problems[0]
-        if problem.code not in ROW_FAULTS:
-            raise
-        raise Fault(problem.code, "", problem.found, problem.advice) from None
-    return Item(conversation, side, len(encoded.ids), sum(encoded.learn))
+def _item(met: Understood, encoded: Encoded | DataError) -> Item | Faulty:
+    """Raises DataError where what is wrong concerns all rows."""
+    if not isinstance(encoded, DataError):
+        return Item(met.conversation, met.side, len(encoded.ids), sum(encoded.learn))
+    problem = encoded.problems[0]
+    if problem.code not in ROW_FAULTS:
+        raise encoded
+    return Faulty(met.row, Fault(problem.code, "", problem.found, problem.advice), "encode")
 
 
 def _tags(shapes: Iterable[Shape], data: Data) -> list[str]:

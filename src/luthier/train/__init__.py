@@ -13,6 +13,7 @@ from luthier.conversation import read_conversations
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
 from luthier.errors import DataError, RecipeError
+from luthier.encoded import remembered
 from luthier.files import fresh_folder
 from luthier.machine import keeping_freed_memory
 from luthier.models import Base, load_model, load_tokenizer
@@ -89,9 +90,8 @@ def repeatable() -> None:
 def read_data(recipe: Recipe, prepared: Path, tokenizer: object, share: bool) -> StepData:
     """The training and validation sides, encoded. Raises DataError LU-D070 where one is empty."""
     encoder = Encoder(tokenizer, recipe.data.max_tokens)
-    sides = {
-        side: [encoder(c) for c in read_conversations(prepared / f"{side}.jsonl")] for side in ("train", "validation")
-    }
+    with remembered(encoder):
+        sides = {side: encoder.all(read_conversations(prepared / f"{side}.jsonl")) for side in ("train", "validation")}
     for side, examples in sides.items():
         if not examples:
             raise DataError.of(

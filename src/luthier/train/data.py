@@ -1,4 +1,8 @@
-"""Which examples a step sees: a pure function of (seed, step), so resuming needs no loader state."""
+"""Which examples a step sees: a pure function of (seed, step), so resuming needs no loader state.
+
+Each epoch is a permutation of all examples, drawn evenly by seed and epoch alone: the size of a step cuts it and does
+not change it. What lies side by side in the data meets in a step as often as chance has it (tested).
+"""
 
 from __future__ import annotations
 
