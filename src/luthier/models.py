@@ -23,6 +23,7 @@ from torch import nn
 from luthier.errors import ModelError, did_you_mean, first_line
 from luthier.files import cache_folder, fresh_folder, locked, sha256_of
 from luthier.machine import skip_in_collections
+from luthier.vocabulary import add_rows, add_tokens
 
 BUILT_IN = {
     "smollm2-135m-instruct": (
@@ -44,6 +45,13 @@ class Base:
     """SHA-256 over its weight and tokenizer files."""
     licence: str = ""
     """As its publisher states it; empty where nothing is stated."""
+    new_tokens: tuple[str, ...] = ()
+    """What tokenizer and embeddings gain when they are loaded; files and fingerprint know nothing of them."""
+
+    @property
+    def unchanged(self) -> Base:
+        """Without new tokens."""
+        return replace(self, new_tokens=())
 
 
 # -- finding ---------------------------------------------------------------------------------------------
@@ -197,15 +205,18 @@ def pick_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(base: Base) -> Any:
-    """Raises ModelError LU-M004."""
+    """Raises ModelError LU-M004, LU-M021."""
     from transformers import AutoTokenizer
 
     with quiet_transformers(), _blaming(base.name):
-        return AutoTokenizer.from_pretrained(base.folder)
+        tokenizer = AutoTokenizer.from_pretrained(base.folder)
+    if base.new_tokens:
+        add_tokens(tokenizer, base.new_tokens)
+    return tokenizer
 
 
 def load_model(base: Base, device: torch.device | None = None, dtype: torch.dtype | None = None) -> nn.Module:
-    """The base model, in evaluation mode. Raises ModelError LU-M004."""
+    """The base model, in evaluation mode. Raises ModelError LU-M004, LU-M021."""
     from transformers import AutoModelForCausalLM
 
     skip_in_collections()
@@ -216,6 +227,8 @@ def load_model(base: Base, device: torch.device | None = None, dtype: torch.dtyp
         )
     if missing := sorted(found["missing_keys"]):  # transformers would draw them at random and warn
         raise ModelError.of("LU-M004", base.name, f"{len(missing)} of its weights are missing: {missing[0]} ...")
+    if base.new_tokens:
+        add_rows(model, load_tokenizer(base.unchanged), load_tokenizer(base), base.new_tokens)
     return model.to(device).eval()  # type: ignore[no-any-return]
 
 

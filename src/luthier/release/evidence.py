@@ -22,10 +22,11 @@ from luthier.records import (
     TrainReport,
     Verdict,
 )
-from luthier.release.wording import meaning, p_value
+from luthier.release.wording import count, meaning, p_value
 from luthier.settings import (
     HUMAN_PREFERENCE,
     AdaLora,
+    Adapt,
     Bottleneck,
     Lora,
     Partial,
@@ -131,7 +132,11 @@ def outcome_of(verdict: Verdict, metric: str, place: str = "") -> Outcome | None
 
 def method(recipe: Recipe) -> str:
     """How the weights were trained, in words."""
-    adapt = recipe.model.adapt
+    n = len(recipe.model.new_tokens)
+    return _technique(recipe.model.adapt) + (f" with {count(n, 'new token')}" if n else "")
+
+
+def _technique(adapt: Adapt) -> str:
     if isinstance(adapt, Lora):
         return f"{'DoRA' if adapt.dora else 'LoRA'} of rank {adapt.rank}"
     if isinstance(adapt, AdaLora):
