@@ -224,7 +224,8 @@ def test_misspelt_settings_inside_lists_are_found_too() -> None:
 
 
 def test_a_setting_that_resembles_none_lists_what_is_allowed(tmp_path: Path) -> None:
-    assert problem(MINIMAL + "model: {zzz: 1}", tmp_path).advice == "allowed: adapt, base, quantize"
+    advice = problem(MINIMAL + "model: {zzz: 1}", tmp_path).advice
+    assert advice == "allowed: adapt, adapters, base, new_tokens, quantize"
 
 
 @pytest.mark.parametrize(

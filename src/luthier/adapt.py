@@ -23,6 +23,7 @@ from luthier.models import Base, load_tokenizer, quiet_transformers
 from luthier.prompts import begin, prompt_config
 from luthier.settings import WHOLE, AdaLora, Adapt, Bottleneck, Lora, Partial, Peft, Prefix, Prompt, PTuning
 from luthier.techniques import UNMERGED, config_class
+from luthier.vocabulary import rows_of
 
 
 def adapt(model: nn.Module, how: Adapt, base: Base, seed: int) -> nn.Module:
@@ -34,17 +35,17 @@ def adapt(model: nn.Module, how: Adapt, base: Base, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     if isinstance(how, WHOLE):
         model = model.float()  # updates at small rates vanish in bfloat16
-        return _unfreeze(model, how) if isinstance(how, Partial) else model.requires_grad_(True)
+        return _unfreeze(model, how, base) if isinstance(how, Partial) else model.requires_grad_(True)
     if isinstance(how, Bottleneck):
         return bottleneck.insert(model, _shape(model, how, base))
     if isinstance(how, Lora) and how.changes_base:
         model = model.float()  # what rounding would take out of the base's weights would be in no adapter
-    adapted = _with_adapter(model, how)
+    adapted = _with_adapter(model, how, base)
     adapted.peft_config["default"].base_model_name_or_path = base.public_name
     if isinstance(how, Prompt | PTuning | Prefix):
         _begin(adapted, how, base)
     else:
-        _check_tied(adapted, how)
+        _check_ends(adapted, how, base)
     if isinstance(how, Lora | AdaLora):
         _check_ranks(adapted, how)
     if isinstance(how, Lora):
@@ -63,7 +64,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 # -- a part of the weights -------------------------------------------------------------------------------
 
 
-def _unfreeze(model: nn.Module, how: Partial) -> nn.Module:
+def _unfreeze(model: Any, how: Partial, base: Base) -> nn.Module:
     """The model with all weights frozen but those that a setting names; tied weights go by any of their names."""
     model.requires_grad_(False)
     early = _early_layers(model, how.last_layers) if how.last_layers else None
@@ -75,7 +76,11 @@ def _unfreeze(model: nn.Module, how: Partial) -> nn.Module:
             parameter.requires_grad_(True)
     if not trainable(model):
         raise _nothing("train" if how.train else "bitfit", how.train or ".bias", parameters)
-    return model
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if base.new_tokens and not all(end.weight.requires_grad for end in ends):
+        found = "the embeddings of model.new_tokens are not among what is trained"
+        raise ModelError.of("LU-M013", "model.adapt: partial", found, "name input and output embeddings in `train`")
+    return model  # type: ignore[no-any-return]
 
 
 def _is_named(name: str, names: str | tuple[str, ...]) -> bool:
@@ -116,7 +121,7 @@ _Wrapped = Lora | AdaLora | Peft | Prompt | PTuning | Prefix
 """What peft wraps a model for."""
 
 
-def _with_adapter(model: nn.Module, how: _Wrapped) -> Any:
+def _with_adapter(model: nn.Module, how: _Wrapped, base: Base) -> Any:
     """The model in peft's wrapping. Raises ModelError LU-M010, LU-M012, LU-M013."""
     from peft import get_peft_model
     from peft.tuners.tuners_utils import NoMatchingPeftModuleError
@@ -124,7 +129,7 @@ def _with_adapter(model: nn.Module, how: _Wrapped) -> Any:
     try:
         with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a pattern that fits nothing is an error here, and PiSSA is converted
-            return get_peft_model(model, _config(model, how))
+            return get_peft_model(model, _config(model, how, base))
     except NoMatchingPeftModuleError:
         assert isinstance(how, Lora | AdaLora | Peft)  # the others look for no modules
         raise _nothing("target", how.target, (name for name, _ in model.named_modules())) from None
@@ -164,30 +169,42 @@ def _begin(adapted: Any, how: Prompt | PTuning | Prefix, base: Base) -> None:
         raise _misfit(how, f"peft cannot run this model so: {first_line(error)}") from None
 
 
-def _check_tied(adapted: Any, how: Lora | AdaLora | Peft) -> None:
-    """Raises ModelError LU-M013 for an adapter on tied embeddings: merged, it would change input and output alike."""
+def _check_ends(adapted: Any, how: Lora | AdaLora | Peft, base: Base) -> None:
+    """Raises ModelError LU-M013 for an adapter on tied embeddings: merged, it would change input and output alike.
+
+    Also for one on embeddings that gain tokens, and for a head's bias, of which peft's rows of tokens know nothing.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     inner = adapted.get_base_model()
     ends = (inner.get_input_embeddings(), inner.get_output_embeddings())
-    if inner.config.get_text_config().tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
-        raise _misfit(how, "input and output embeddings are one tensor, which an adapter cannot change for one of them")
+    if base.new_tokens:
+        ends = tuple(end.original_module for end in ends)
+        if getattr(ends[1], "bias", None) is not None:
+            raise _misfit(how, "the output embeddings have a bias, without which peft would learn new tokens")
+    tied = inner.config.get_text_config().tie_word_embeddings
+    if (tied or base.new_tokens) and any(isinstance(end, BaseTunerLayer) for end in ends):
+        why = "are one tensor, which an adapter cannot change for one of them" if tied else "learn the new tokens alone"
+        raise _misfit(how, f"input and output embeddings {why}")
 
 
-def _config(model: nn.Module, how: _Wrapped) -> Any:
+def _config(model: nn.Module, how: _Wrapped, base: Base) -> Any:
     """peft's configuration."""
     if isinstance(how, Lora):
-        return _lora_config(model, how)
+        return _lora_config(model, how, base)
     if isinstance(how, Prompt | PTuning | Prefix):
         return prompt_config(how)
     named = {"target_modules": _listed(how.target), "task_type": "CAUSAL_LM"}
     if isinstance(how, Peft):
         return config_class(how.type)(**named, **how.params)
     # One step, because peft's own schedule is not used.
-    return config_class("ADALORA")(init_r=how.initial_rank, lora_alpha=how.alpha, total_step=1, **named)
+    tokens = _learned_tokens(model, base)
+    return config_class("ADALORA")(
+        init_r=how.initial_rank, lora_alpha=how.alpha, total_step=1, trainable_token_indices=tokens, **named
+    )
 
 
-def _lora_config(model: nn.Module, how: Lora) -> Any:
+def _lora_config(model: nn.Module, how: Lora, base: Base) -> Any:
     from peft import LoraConfig
 
     early = _early_layers(model, how.last_layers) if how.last_layers else ()
@@ -202,8 +219,20 @@ def _lora_config(model: nn.Module, how: Lora) -> Any:
         init_lora_weights=True if how.init == "default" else how.init,
         rank_pattern=dict(how.rank_pattern),
         alpha_pattern=dict(how.alpha_pattern),
+        trainable_token_indices=_learned_tokens(model, base),
         task_type="CAUSAL_LM",
     )
+
+
+def _learned_tokens(model: Any, base: Base) -> dict[str, list[int]] | None:
+    """The names of the embeddings, once where they are tied, and which of their rows are new tokens'."""
+    if not base.new_tokens:
+        return None
+    ends = [model.get_input_embeddings()]
+    if not model.config.get_text_config().tie_word_embeddings:
+        ends.append(model.get_output_embeddings())
+    rows = rows_of(load_tokenizer(base), base.new_tokens)
+    return {name: rows for name, module in model.named_modules() if any(module is end for end in ends)}
 
 
 def _listed(target: str | tuple[str, ...] | None) -> Any:
@@ -283,6 +312,8 @@ def _save_adapter(model: Any, folder: Path) -> None:
         return
     weights = load_file(folder / "adapter_model.safetensors")
     for name, begun in begun_with.items():
+        if ".trainable_tokens_delta" in name:  # which replace rows, and add nothing to them
+            continue
         is_a = name.endswith(("lora_A.weight", "lora_embedding_A"))
         weights[name] = torch.cat([weights[name], begun if is_a else -begun], dim=0 if is_a else 1)
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -304,12 +335,14 @@ def _save_adalora(model: Any, folder: Path) -> None:
         weights[f"base_model.model.{name}.lora_B.weight"] = b[:, kept].contiguous()
         ranks[name] = int(kept.sum())
         alphas[name] = ranks[name] * layer.scaling["default"] / float(layer.ranknum["default"] + 1e-5)
+    weights |= {name: rows for name, rows in _adapter_weights(model).items() if ".trainable_tokens_delta" in name}
     LoraConfig(
         base_model_name_or_path=begun.base_model_name_or_path,
         target_modules=begun.target_modules,
         fan_in_fan_out=begun.fan_in_fan_out,
         rank_pattern=ranks,
         alpha_pattern=alphas,
+        trainable_token_indices=begun.trainable_token_indices,
         task_type="CAUSAL_LM",
         inference_mode=True,
     ).save_pretrained(folder)

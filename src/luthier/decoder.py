@@ -28,6 +28,7 @@ from luthier.fused import FusedLayers
 from luthier.models import quiet_transformers
 from luthier.prompts import Root
 from luthier.recompute import Within, recomputed
+from luthier.vocabulary import parts_of_head
 
 LOGITS_CHUNK = 512
 """Rows of logits alive at once: 512 x 49,152 floats are 100 MB."""
@@ -41,7 +42,7 @@ class Decoder:
         # peft wraps; Any, because torch types the attributes of a Module as Tensor | Module
         self._inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self._root = Root.of(model)
-        self._linear: nn.Module = self._inner.get_output_embeddings()  # type: ignore[operator]
+        self._linear, self._learned_rows = parts_of_head(self._inner.get_output_embeddings())  # type: ignore[operator]
         config = self._inner.config
         self._scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         self._cap = getattr(config, "final_logit_softcapping", None)
@@ -106,6 +107,8 @@ class Decoder:
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states (m, D) -> logits (m, V) in float32 at least, with the family's scaling and soft cap."""
         logits: Tensor = (self.fused.head if self.fused else self._linear)(hidden)
+        if self._learned_rows is not None:
+            logits = self._learned_rows(logits, hidden)
         logits = logits if logits.dtype is torch.float64 else logits.float()
         if self._scale != 1.0:  # a multiplication by one of every logit, and of its gradient, was a twelfth of a step
             logits = logits * self._scale

@@ -3,7 +3,8 @@
 Promises:
 - For text without control strings the ids equal `apply_chat_template(..., tokenize=True)` exactly.
 - A control string inside a message is text, never a token: all added tokens in what users, systems and
-  tools say; the special ones in what the assistant says (a `<think>` there is meant).
+  tools say; the special ones in what the assistant says (a `<think>` there is meant). New tokens, which a person has
+  named, are tokens whoever writes them.
 - What is learned runs from the end of the generation prompt to the token that ends the turn, inclusive.
 - Nothing is cut: what is too long is an error of its row.
 - Many conversations at once give what each gives alone, to the bit, errors too.
@@ -21,7 +22,7 @@ import inspect
 import json
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -80,7 +81,7 @@ class Encoder:
     Raises ModelError LU-M020 where the tokenizer has no fast backend.
     """
 
-    def __init__(self, tokenizer: Any, max_tokens: int | None = None) -> None:
+    def __init__(self, tokenizer: Any, max_tokens: int | None = None, new_tokens: Collection[str] = ()) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ModelError.of(
@@ -92,7 +93,7 @@ class Encoder:
             str(token): (id_, token.special) for id_, token in tokenizer.added_tokens_decoder.items() if str(token)
         }
         # Runs of white space are added tokens of some tokenizers (GPT-NeoX, Gemma); they control nothing.
-        self._all = {name for name in added if name.replace("▁", " ").strip()}
+        self._all = {name for name in added if name.replace("▁", " ").strip() and name not in new_tokens}
         self._special = {name for name in self._all if added[name][1]}
         self._private = {name: f"{OPEN}{i}{CLOSE}" if name in self._all else name for i, name in enumerate(added)}
         self._guard_all, self._guard_special = _Guard.against(self._all), _Guard.against(self._special)

@@ -20,7 +20,7 @@ from luthier.plugins import METRICS
 from luthier.prepare.sources import find_files
 from luthier.recipe import question
 from luthier.release.gate import rules_of
-from luthier.settings import HUMAN_PREFERENCE, Judge, Recipe
+from luthier.settings import HUMAN_PREFERENCE, GivenAdapter, Judge, Recipe
 from luthier.store import STAGES, folder_hash, stage_record
 from luthier.votes import votes_key
 
@@ -45,6 +45,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
         return {
             **common,
             "data": _dump(recipe.data),
+            "new_tokens": list(recipe.model.new_tokens),
             "files": _source_hashes(recipe, origin),
             "versions": versions(("luthier", "tokenizers", "pyarrow")),
         }
@@ -53,6 +54,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
         return {
             **common,
             "model": _dump(recipe.model),
+            "adapters": [_of_adapter(given, origin) for given in recipe.model.adapters],
             "train": _dump(recipe.train),
             "max_tokens": recipe.data.max_tokens,
             "train.jsonl": made["train.jsonl"],
@@ -92,6 +94,12 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
 def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
     """The names of the inputs that differ."""
     return ", ".join(sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)))
+
+
+def _of_adapter(given: GivenAdapter, origin: Path) -> str | None:
+    from luthier.joined import adapter_in  # which imports torch
+
+    return _hash_of(adapter_in(origin / given.path))
 
 
 def _of_judge(judge: Judge, origin: Path) -> list[str]:

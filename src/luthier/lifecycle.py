@@ -8,6 +8,7 @@ it was.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import time
@@ -82,11 +83,10 @@ def run(
     with _alone(folder):
         _keep_recipe(recipe, origin, folder)
         report.say(f"run: {folder}\nbase: {recipe.model.base} (a GGUF is dequantised once, on its first use)")
-        from luthier.models import find_base
-        from luthier.quantized import check_bitsandbytes
-
-        base = find_base(recipe.model.base, origin)
+        base = _base_of(recipe, origin)
         if recipe.needs_bitsandbytes:
+            from luthier.quantized import check_bitsandbytes
+
             check_bitsandbytes()
         work = _Work(recipe, origin, folder, workspace, base, report)
         for stage in STAGES[: STAGES.index(until) + 1]:
@@ -119,6 +119,13 @@ def open_target(target: str | Path, overrides: tuple[str, ...], report: Reporter
     return recipe, Path.cwd()
 
 
+def _base_of(recipe: Recipe, origin: Path) -> Base:
+    """The base model with the tokens that the recipe gives it."""
+    from luthier.models import find_base
+
+    return dataclasses.replace(find_base(recipe.model.base, origin), new_tokens=recipe.model.new_tokens)
+
+
 def read_run(folder: Path) -> Run:
     path = folder / "release" / "verdict.json"
     done = stage_record(folder, "release") is not None
@@ -134,7 +141,8 @@ def _prepare(work: _Work, out: Path) -> dict[str, Any]:
     from luthier.models import context_tokens, load_tokenizer
     from luthier.prepare import prepare
 
-    encoder = Encoder(load_tokenizer(work.base), work.recipe.data.max_tokens or context_tokens(work.base))
+    max_tokens = work.recipe.data.max_tokens or context_tokens(work.base)
+    encoder = Encoder(load_tokenizer(work.base), max_tokens, work.base.new_tokens)
     with remembered(encoder):
         audit = prepare(work.recipe, work.origin, out, encoder)
     return {"task": audit.task, **audit.sides}
@@ -154,7 +162,7 @@ def _train(work: _Work, out: Path) -> dict[str, Any]:
     from luthier.train import train
 
     _check_same_inputs(work, out)
-    done = train(work.recipe, work.folder / "prepare", work.base, out, work.report)
+    done = train(work.recipe, work.folder / "prepare", work.base, out, work.report, work.origin)
     return {"steps": done.steps, "best_step": done.best_step, "stopped": done.stopped}
 
 
@@ -188,7 +196,7 @@ def _release(work: _Work, out: Path) -> dict[str, Any]:
     from luthier.release import release
 
     evaluation, comparisons = _to_judge_by(work)
-    encoder = Encoder(load_tokenizer(work.base))
+    encoder = Encoder(load_tokenizer(work.base), new_tokens=work.base.new_tokens)
     tests = list(read_conversations(work.folder / "prepare" / "test.jsonl"))[:PARITY_PROMPTS]
     verdict = release(
         work.recipe,
@@ -352,10 +360,8 @@ def check(
     target: str | Path, *, overrides: tuple[str, ...] = (), out: Path, report: Reporter | None = None
 ) -> tuple[Recipe, Base, AuditReport]:
     """Load everything and audit the data into `out`; train nothing."""
-    from luthier.models import find_base
-
     recipe, origin = open_target(target, overrides, report or Quiet())
-    base = find_base(recipe.model.base, origin)
+    base = _base_of(recipe, origin)
     _prepare(_Work(recipe, origin, out, out, base, report or Quiet()), out)
     return recipe, base, AuditReport.read(out / "audit.json")
 
@@ -409,15 +415,15 @@ def talk(folder: Path, *, base: bool = False) -> Callable[[str], str]:
     from luthier.decoder import Decoder
     from luthier.encode import Encoder
     from luthier.generate import generate
-    from luthier.models import find_base, load_model, load_tokenizer
+    from luthier.models import load_model, load_tokenizer
 
     if stage_record(folder, "train") is None:
         raise RunError.of("LU-U005", str(folder), "has no trained model", f"luthier train {folder}")
     recipe, origin = open_target(folder, (), Quiet())
-    found = find_base(recipe.model.base, origin)
+    found = _base_of(recipe, origin).unchanged if base else _base_of(recipe, origin)
     tokenizer, model = load_tokenizer(found), load_model(found)
     decoder = Decoder(model if base else load_merged(model, folder / "train" / "model"))
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, new_tokens=found.new_tokens)
     example = next(read_conversations(folder / "prepare" / "train.jsonl"))
     history = [m for m in example.messages[:1] if m.role == "system"]
     end_ids = {tokenizer.eos_token_id, encoder(example).ids[max(i for i, x in enumerate(encoder(example).learn) if x)]}

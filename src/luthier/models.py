@@ -25,6 +25,7 @@ from luthier.files import cache_folder, fresh_folder, locked, sha256_of, sha256_
 from luthier.machine import skip_in_collections
 from luthier.quantized import while_loading
 from luthier.settings import Quantize
+from luthier.vocabulary import add_rows, add_tokens
 
 BUILT_IN = {
     "smollm2-135m-instruct": (
@@ -46,6 +47,13 @@ class Base:
     """SHA-256 over its weight and tokenizer files."""
     licence: str = ""
     """As its publisher states it; empty where nothing is stated."""
+    new_tokens: tuple[str, ...] = ()
+    """What tokenizer and embeddings gain when they are loaded; files and fingerprint know nothing of them."""
+
+    @property
+    def unchanged(self) -> Base:
+        """Without new tokens."""
+        return replace(self, new_tokens=())
 
 
 # -- finding ---------------------------------------------------------------------------------------------
@@ -199,11 +207,14 @@ def pick_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(base: Base) -> Any:
-    """Raises ModelError LU-M004."""
+    """Raises ModelError LU-M004, LU-M021."""
     from transformers import AutoTokenizer
 
     with quiet_transformers(), _blaming(base.name):
-        return AutoTokenizer.from_pretrained(base.folder)
+        tokenizer = AutoTokenizer.from_pretrained(base.folder)
+    if base.new_tokens:
+        add_tokens(tokenizer, base.new_tokens)
+    return tokenizer
 
 
 def load_model(
@@ -214,7 +225,7 @@ def load_model(
 ) -> nn.Module:
     """The base model, in evaluation mode; `quantize`: with its linear layers in few bits.
 
-    Raises ModelError LU-M004, LU-M002 (a form's package is missing).
+    Raises ModelError LU-M004, LU-M002 (a form's package is missing), LU-M021.
     """
     from transformers import AutoModelForCausalLM
 
@@ -227,6 +238,8 @@ def load_model(
         )
     if missing := sorted(found["missing_keys"]):  # transformers would draw them at random and warn
         raise ModelError.of("LU-M004", base.name, f"{len(missing)} of its weights are missing: {missing[0]} ...")
+    if base.new_tokens:
+        add_rows(model, load_tokenizer(base.unchanged), load_tokenizer(base), base.new_tokens)
     return model.to(device).eval()  # type: ignore[no-any-return]
 
 

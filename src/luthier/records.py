@@ -351,10 +351,21 @@ class Check(Record):
     best: bool
 
 
+class Given(Record):
+    """An adapter that acts together with what was trained."""
+
+    path: str
+    """As in the recipe."""
+    weight: float
+    sha256: str
+    """Over its files."""
+
+
 class TrainReport(Record):
     """What training did, for the report's curves and for the card."""
 
     method: str
+    adapters: tuple[Given, ...] = ()
     n_trainable: int
     n_parameters: int
     steps_planned: int

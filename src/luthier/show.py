@@ -170,7 +170,7 @@ def masks(base: Base, prepared: Path, n: int) -> None:
     from luthier.models import load_tokenizer
 
     tokenizer = load_tokenizer(base)
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, new_tokens=base.new_tokens)
     for _, conversation in zip(range(n), read_conversations(prepared / "train.jsonl"), strict=False):
         encoded = encoder(conversation)
         line = Text(

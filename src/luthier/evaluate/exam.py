@@ -99,7 +99,7 @@ class Exam:
     """One suite, encoded: what is scored by likelihood, what is to be answered, and which choices there are.
 
     `tests` are conversations of the training data's form: the token that ends a turn in them is the one that ends an
-    answer.
+    answer. Likelihoods are per token of the exam `like`, so that models of two tokenizers compare; None: of this one.
     """
 
     def __init__(
@@ -111,8 +111,9 @@ class Exam:
         max_new_tokens: int,
         tokens_at_once: int,
         drawing: Drawing | None = None,
+        like: Exam | None = None,
     ) -> None:
-        self.suite = suite
+        self.suite, self._like = suite, like or self
         self._tokenizer, self._max_new_tokens, self._tokens_at_once = encoder.tokenizer, max_new_tokens, tokens_at_once
         self._scored = encoder.all(i.conversation for i in suite.items) if suite.scored else []
         self._asked = [n for n, i in enumerate(suite.items) if suite.written and i.conversation.prompt]
@@ -149,7 +150,7 @@ class Exam:
         for n, item in enumerate(items):
             choices = {name: next(of_choices) for name in item.choices} or None
             for k, answer in enumerate(answers.get(n, [Answer("")]), 1):
-                made = sample_of(item, n_tokens=self._learned(n), nats=nats[n], answer=answer, choices=choices)
+                made = sample_of(item, n_tokens=self._like._learned(n), nats=nats[n], answer=answer, choices=choices)
                 found.append(made if k == 1 else replace(made, id=f"{made.id} #{k}"))
         return found
 

@@ -95,7 +95,7 @@ def evaluate(
     test = Suite(TEST, labelled(asked.tests, asked.audit.labels), asked.metrics, scored=True, written=True)
     with remembered(asked.encoder):
         exams = [_exam(suite, asked.encoder, asked.tests, recipe) for suite in (test, *asked.suites)]
-    taken = _take(exams, recipe, asked.encoder, base, trained, out, answers, report)
+    taken = _take(exams, asked, recipe, base, trained, out, answers, report)
     both = taken["tuned"], taken["base"]
     samples = [of.samples for of in both]
     said = votes(judged([], *samples)) if votes else {}
@@ -135,28 +135,40 @@ def _open(recipe: Recipe, prepared: Path, base: Base, folder: Path, *, voted: bo
     audit = AuditReport.read(prepared / "audit.json")
     tests, drawn = _test_side(recipe, prepared)
     metrics = [build(use, audit.labels, folder) for use in recipe.evaluate.metrics or default_metrics(audit.task)]
-    encoder = Encoder(load_tokenizer(base))
+    encoder = Encoder(load_tokenizer(base.unchanged))
     chats = bool(getattr(encoder.tokenizer, "chat_template", None))
     suites, unasked = _suites(recipe, tests, folder, chats=chats)
     benches = [open_judge(judge, folder, recipe.seed) for judge in recipe.evaluate.judges]
     check_names(metrics, suites)
     known = [*(m.name for m in metrics), *(name for judge in recipe.evaluate.judges for name in judge.measures(voted))]
     check_rules(recipe.release.rules, known, suites, [c.tags for c in tests])
-    return _Opened(audit, tests, metrics, suites, benches, encoder, [*drawn, *unasked])
+    return _Opened(audit, tests, metrics, suites, benches, encoder, [*drawn, *_about_the_base(recipe), *unasked])
+
+
+def _about_the_base(recipe: Recipe) -> list[str]:
+    """What the base model has not, and the tuned one has from elsewhere than the training data."""
+    notes = []
+    if n := len(recipe.model.new_tokens):
+        new = "1 new token" if n == 1 else f"{n} new tokens"
+        notes.append(f"the base model reads and writes without the {new}; all likelihoods are per token of the base's")
+    if n := len(recipe.model.adapters):
+        given = "the adapter" if n == 1 else f"the {n} adapters"
+        notes.append(f"the base model is asked without {given} that training began with: the change is of all together")
+    return notes
 
 
 def _models(base: Base, trained: Path) -> tuple[_Model, _Model]:
     fingerprint = f"{base.fingerprint} {folder_hash(trained)}"
     return (
-        _Model("base", base.fingerprint, lambda: load_model(base)),
+        _Model("base", base.fingerprint, lambda: load_model(base.unchanged)),
         _Model("tuned", fingerprint, lambda: load_merged(load_model(base), trained), trained),
     )
 
 
 def _take(
     exams: Sequence[Exam],
+    asked: _Opened,
     recipe: Recipe,
-    encoder: Encoder,
     base: Base,
     trained: Path,
     out: Path,
@@ -165,16 +177,23 @@ def _take(
 ) -> dict[str, Answers]:
     """What both models answer, by `base` and `tuned`; left in `out` too."""
     read = any("fluency" in use.names for use in recipe.evaluate.metrics)
-    reader = Reader(base.fingerprint, lambda: load_model(base), encoder, recipe.train.tokens_per_micro_batch, answers)
+    load, at_once = (lambda: load_model(base.unchanged)), recipe.train.tokens_per_micro_batch
+    reader = Reader(base.fingerprint, load, asked.encoder, at_once, answers)
+    exams_of = {"base": exams, "tuned": _with_new_tokens(exams, asked, recipe, base) if base.new_tokens else exams}
     taken = {}
     for model in _models(base, trained):
         path = out / f"{model.name}.jsonl"
-        write_atomically(path, _answers(exams, model, recipe.evaluate.servers, answers, report))
+        write_atomically(path, _answers(exams_of[model.name], model, recipe.evaluate.servers, answers, report))
         if read:
             _read(path, reader, report)
         shown = Path(base.name).name if model.name == "base" else model.name
         taken[model.name] = load_answers(shown, path, recipe.evaluate.cluster_by)
     return taken
+
+
+def _with_new_tokens(exams: Sequence[Exam], asked: _Opened, recipe: Recipe, base: Base) -> list[Exam]:
+    encoder = Encoder(load_tokenizer(base), new_tokens=base.new_tokens)
+    return [_exam(exam.suite, encoder, asked.tests, recipe, like=exam) for exam in exams]
 
 
 def _about_servers(recipe: Recipe, base: Base, trained: Path, answers: Path) -> list[str]:
@@ -234,7 +253,9 @@ def _suite(use: SuiteUse, tests: Sequence[Conversation], folder: Path, seed: int
     return from_task(use, folder, seed) if use.task else from_file(use, folder, seed)
 
 
-def _exam(suite: Suite, encoder: Encoder, tests: Sequence[Conversation], recipe: Recipe) -> Exam:
+def _exam(
+    suite: Suite, encoder: Encoder, tests: Sequence[Conversation], recipe: Recipe, like: Exam | None = None
+) -> Exam:
     settings = recipe.evaluate
     return Exam(
         suite,
@@ -246,6 +267,7 @@ def _exam(suite: Suite, encoder: Encoder, tests: Sequence[Conversation], recipe:
         drawing=Drawing(settings.temperature, settings.draws, recipe.seed)
         if suite.name == TEST and settings.temperature
         else None,
+        like=like,
     )
 
 

@@ -65,7 +65,7 @@ def prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder) -> AuditR
         audit.notes.append(f"columns kept as tags, not shown to the model: {', '.join(map(printable, tags))}")
     items = _clean(items, format, data, audit)
     items = _split(items, recipe, audit)
-    notice(items, data.split.near_duplicate_similarity, audit)
+    notice(items, data.split.near_duplicate_similarity, recipe.model.new_tokens, audit)
     sides = {side: [item for item in items if item.side == side] for side in SIDES}
     for side, members in sides.items():
         write_conversations(out / f"{side}.jsonl", (item.conversation for item in members))

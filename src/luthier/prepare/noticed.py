@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from luthier.conversation import Conversation
+from luthier.conversation import SIDES, Conversation
+from luthier.errors import printable
 from luthier.prepare.audit import Audit
 from luthier.prepare.dedupe import exact_key
 from luthier.prepare.rows import Item
@@ -18,13 +19,25 @@ from luthier.similar import SimilarTexts, normalised
 ONE_ANSWER = 0.9
 
 
-def notice(items: Sequence[Item], similarity: float, audit: Audit) -> None:
+def notice(items: Sequence[Item], similarity: float, new_tokens: Sequence[str], audit: Audit) -> None:
     """Look at all sides and at what lies across them."""
+    tokens(items, new_tokens, audit)
     conversations = [item.conversation for item in items]
     copies(conversations, audit)
     contradictions(conversations, audit)
     one_answer(conversations, audit)
     leaks(items, similarity, audit)
+
+
+def tokens(items: Sequence[Item], new_tokens: Sequence[str], audit: Audit) -> None:
+    """How many rows of each side hold each new token."""
+    for token in new_tokens:
+        holding = Counter(i.side for i in items if any(token in m.content for m in i.conversation.messages))
+        counted = ", ".join(f"{holding[side]} {side}" for side in SIDES)
+        audit.notes.append(f"rows that hold the new token {printable(token)}: {counted}")
+        if not holding["train"]:
+            found = f"no training row holds the new token {printable(token)}"
+            audit.warn("LU-D041", "model.new_tokens", found, "nothing will be learned of it: check its spelling")
 
 
 def copies(conversations: Sequence[Conversation], audit: Audit) -> None:

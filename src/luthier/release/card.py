@@ -56,6 +56,16 @@ base = AutoModelForCausalLM.from_pretrained({base!r})
 model = PeftModel.from_pretrained(base, "model")
 tokenizer = AutoTokenizer.from_pretrained({base!r})
 """,
+    "peft, new tokens": """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import PeftModel
+
+base = AutoModelForCausalLM.from_pretrained({base!r})
+tokenizer = AutoTokenizer.from_pretrained("model")
+if len(tokenizer) > base.get_input_embeddings().num_embeddings:
+    base.resize_token_embeddings(len(tokenizer))
+model = PeftModel.from_pretrained(base, "model")
+""",
     "luthier": """\
 from pathlib import Path
 
@@ -206,7 +216,9 @@ def worst_slices(evidence: Evidence, k: int = 5) -> list[tuple[str, str, Compari
 def _loading(evidence: Evidence) -> str:
     """Python that loads the model, which lies beside the card, and asks it once."""
     base = evidence.environment["base_model"]
-    load = LOAD[_library(evidence)].format(base=base)
+    library = _library(evidence)
+    grown = library == "peft" and evidence.recipe.model.new_tokens
+    load = LOAD["peft, new tokens" if grown else library].format(base=base)
     ask = ASK_TEXT if evidence.audit.task == "text" else ASK_CHAT
     return load + ask + ANSWER.format(max_new_tokens=evidence.recipe.evaluate.max_new_tokens)
 

@@ -22,7 +22,7 @@ from luthier.records import (
     TrainReport,
     Verdict,
 )
-from luthier.release.wording import meaning, p_value
+from luthier.release.wording import count, meaning, p_value
 from luthier.settings import (
     HUMAN_PREFERENCE,
     AdaLora,
@@ -132,8 +132,10 @@ def outcome_of(verdict: Verdict, metric: str, place: str = "") -> Outcome | None
 
 def method(recipe: Recipe) -> str:
     """How the weights were trained, in words."""
-    bits = recipe.model.quantize
-    return _technique(recipe.model.adapt) + (f", beside a base held in {bits.removesuffix('bit')} bits" if bits else "")
+    bits, n = recipe.model.quantize, len(recipe.model.new_tokens)
+    tokens = f" with {count(n, 'new token')}" if n else ""
+    beside = f", beside a base held in {bits.removesuffix('bit')} bits" if bits else ""
+    return _technique(recipe.model.adapt) + tokens + beside
 
 
 def _technique(adapt: Adapt) -> str:

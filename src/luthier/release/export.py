@@ -59,7 +59,7 @@ def _reloaded(base: Base, trained: Path) -> Any:
     from peft import PeftModel
 
     with quiet_transformers():
-        return PeftModel.from_pretrained(_plain(base.folder), trained).eval()
+        return PeftModel.from_pretrained(_with_rows_for(trained, _plain(base.folder)), trained).eval()
 
 
 def _plain(folder: Path) -> Any:
@@ -67,6 +67,16 @@ def _plain(folder: Path) -> Any:
 
     with quiet_transformers():
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _with_rows_for(trained: Path, model: Any) -> Any:
+    """The model with embeddings for all tokens of the tokenizer that lies beside an adapter, as its card says."""
+    from transformers import AutoTokenizer
+
+    n = len(AutoTokenizer.from_pretrained(trained))
+    if n > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(n, mean_resizing=False)  # the adapter has the rows
+    return model
 
 
 @torch.no_grad()

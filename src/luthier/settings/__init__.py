@@ -19,6 +19,7 @@ from luthier.settings.model import (
     Adapt,
     Bottleneck,
     Full,
+    GivenAdapter,
     Lora,
     Model,
     Partial,
@@ -35,7 +36,8 @@ from luthier.techniques import LEARNED_PROMPTS, UNMERGED
 
 __all__ = [
     "HUMAN_PREFERENCE", "WHOLE", "AdaLora", "Adapt", "Bottleneck", "Data", "Dedupe", "EarlyStopping", "Evaluate",
-    "FormatName", "Full", "Judge", "Lora", "Model", "PTuning", "Partial", "Peft", "Prefix", "Prompt", "Quantize",
+    "FormatName", "Full", "GivenAdapter", "Judge", "Lora", "Model", "PTuning", "Partial", "Peft", "Prefix", "Prompt",
+    "Quantize",
     "Recipe", "Release", "Rule", "Section", "Servers", "Source", "Split", "SuiteUse", "Train", "Use", "fingerprint",
     "metric_name", "source_path",
 ]  # fmt: skip
@@ -69,6 +71,8 @@ class Recipe(Section):
             raise ValueError("evaluate.servers load the tuned model as a LoRA adapter: use one, or evaluate without")
         if adapt.dora or adapt.rank_pattern or adapt.alpha_pattern:  # vLLM: no DoRA, and one scale for all layers
             raise ValueError("evaluate.servers load LoRA without dora, rank_pattern and alpha_pattern only")
+        if self.model.new_tokens or self.model.adapters:  # their vocabulary is the base's; joined ranks may differ
+            raise ValueError("evaluate.servers load no new_tokens, and no adapter that was joined with others")
         return self
 
     @model_validator(mode="after")

@@ -200,13 +200,52 @@ WHOLE = (Full, Partial)
 Quantize = Literal["8bit", "4bit"]
 
 
+class GivenAdapter(Section):
+    """A LoRA adapter that was trained before: `path`, or `{path: ..., weight: 0.5}`."""
+
+    path: str
+    """Its folder, or that of the run that trained it; relative to the recipe."""
+    weight: Positive = 1.0
+    """How much of its change is added."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+def _is_a_word(token: str) -> str:
+    if not token.strip() or token != token.strip():
+        raise ValueError("a new token holds more than white space, and none at its edges")
+    return token
+
+
 class Model(Section):
     base: str = "smollm2-135m-instruct"
     """A built-in name, a hub name, a folder or a .gguf file."""
     quantize: Quantize | None = None
     """Hold the linear layers of the frozen base in so few bits while adapters learn: QLoRA, load_in_4bit elsewhere.
     Evaluated and released are the adapters on the base as it is."""
+    new_tokens: Annotated[tuple[Annotated[str, AfterValidator(_is_a_word)], ...], Field(strict=False)] = ()
+    """Words that become one token each, wherever they are written, such as `[<order>, </order>]`; their embeddings are
+    learned (method full, partial, lora or adalora)."""
+    adapters: Annotated[tuple[GivenAdapter, ...], Field(strict=False)] = ()
+    """LoRA adapters that stay as they are and act together with what is trained (method full, partial, lora without
+    dora, or adalora)."""
     adapt: Adapt = Lora()
+
+    @model_validator(mode="after")
+    def _technique_takes_them(self) -> Model:
+        if repeated := sorted({token for token in self.new_tokens if self.new_tokens.count(token) > 1}):
+            raise ValueError(f"new_tokens names {repeated[0]!r} twice")
+        fits = isinstance(self.adapt, Full | Partial | Lora | AdaLora)
+        if self.new_tokens and not fits:
+            raise ValueError("new_tokens are learned with method full, partial, lora or adalora only")
+        if self.adapters and self.quantize:
+            raise ValueError("adapters are added to the base's weights, which quantize rounds away: use one of the two")
+        if self.adapters and (not fits or getattr(self.adapt, "dora", False)):
+            raise ValueError("adapters act together with method full, partial, lora without dora, or adalora only")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from luthier.adapt import adapt, save_adapted, trainable
+from luthier.adapt import adapt, is_adapter, save_adapted, trainable
 from luthier.conversation import read_conversations
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
-from luthier.errors import DataError, RecipeError
 from luthier.encoded import remembered
+from luthier.errors import DataError, RecipeError
 from luthier.files import fresh_folder
+from luthier.joined import adapter_in, add, join, read_adapter
 from luthier.machine import keeping_freed_memory
 from luthier.models import Base, load_model, load_tokenizer
 from luthier.progress import Quiet, Reporter
 from luthier.quantized import n_weights
-from luthier.records import Check, TrainReport
-from luthier.settings import AdaLora, Lora, Recipe
+from luthier.records import Check, Given, TrainReport
+from luthier.settings import AdaLora, GivenAdapter, Lora, Recipe
+from luthier.store import folder_hash
 from luthier.train import checkpoint
 from luthier.train.data import StepData
 from luthier.train.loop import Plan, Progress, Relieved, as_it_is, fit, from_json, to_json
@@ -33,17 +36,22 @@ from luthier.trunk import kept_trunk
 CURVE_POINTS = 400
 
 
-def train(recipe: Recipe, prepared: Path, base: Base, out: Path, report: Reporter | None = None) -> TrainReport:
+def train(
+    recipe: Recipe, prepared: Path, base: Base, out: Path, report: Reporter | None = None, folder: Path = Path()
+) -> TrainReport:
     """Train on `prepared`, going on from the newest checkpoint in `out` if there is one.
 
     Leaves `out/model` (an adapter, or a whole model), with the best weights by validation nll or the last ones, and
-    `out/train.json`. Raises Stopped when training diverges or every checkpoint is damaged.
+    `out/train.json`. Given adapters are looked for in `folder`. Raises Stopped when training diverges or every
+    checkpoint is damaged; ModelError LU-M030 to LU-M032 for a given adapter that does not fit.
     """
     report = report or Quiet()
     settings = recipe.train
     repeatable()
     tokenizer = load_tokenizer(base)
-    model = adapt(load_model(base, quantize=recipe.model.quantize), recipe.model.adapt, base, recipe.seed)
+    given = [read_adapter(adapter_in(folder / g.path), base, g.weight) for g in recipe.model.adapters]
+    start = load_model(base, quantize=recipe.model.quantize)
+    model = adapt(add(start, given) if given else start, recipe.model.adapt, base, recipe.seed)
     decoder = Decoder(model)
     data = read_data(recipe, prepared, tokenizer, share=decoder.shares)
     parameters = trainable(model)
@@ -75,7 +83,10 @@ def train(recipe: Recipe, prepared: Path, base: Base, out: Path, report: Reporte
     checkpoint.load_weights(checkpoints, _kept_step(recipe, progress), parameters)
     with fresh_folder(out / "model") as building:
         save_adapted(model, building, tokenizer)
-    done = _report(recipe, model, data, progress, path + relief.said)
+        if given and is_adapter(building):
+            join(building, given)
+    described = [_described(g, folder) for g in recipe.model.adapters]
+    done = _report(recipe, model, data, progress, path + relief.said, described)
     done.write(out / "train.json")
     return done
 
@@ -89,7 +100,7 @@ def repeatable() -> None:
 
 def read_data(recipe: Recipe, prepared: Path, tokenizer: object, share: bool) -> StepData:
     """The training and validation sides, encoded. Raises DataError LU-D070 where one is empty."""
-    encoder = Encoder(tokenizer, recipe.data.max_tokens)
+    encoder = Encoder(tokenizer, recipe.data.max_tokens, recipe.model.new_tokens)
     with remembered(encoder):
         sides = {side: encoder.all(read_conversations(prepared / f"{side}.jsonl")) for side in ("train", "validation")}
     for side, examples in sides.items():
@@ -145,11 +156,18 @@ def _kept_step(recipe: Recipe, progress: Progress) -> int:
     return progress.best_step if recipe.train.keep == "best" else progress.step
 
 
-def _report(recipe: Recipe, model: nn.Module, data: StepData, progress: Progress, path: str) -> TrainReport:
+def _described(given: GivenAdapter, folder: Path) -> Given:
+    return Given(path=given.path, weight=given.weight, sha256=folder_hash(adapter_in(folder / given.path)))
+
+
+def _report(
+    recipe: Recipe, model: nn.Module, data: StepData, progress: Progress, path: str, given: Sequence[Given]
+) -> TrainReport:
     curve = progress.curve[:: max(len(progress.curve) // CURVE_POINTS, 1)]
     train_nll = dict(progress.curve)
     return TrainReport(
         method=recipe.model.adapt.method,
+        adapters=tuple(given),
         n_trainable=sum(p.numel() for p in trainable(model).values()),
         n_parameters=n_weights(model),
         steps_planned=data.n_steps,
