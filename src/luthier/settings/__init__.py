@@ -17,6 +17,7 @@ from luthier.settings.model import (
     WHOLE,
     AdaLora,
     Adapt,
+    Auto,
     Bottleneck,
     Full,
     Lora,
@@ -33,9 +34,9 @@ from luthier.settings.train import EarlyStopping, Train
 from luthier.techniques import LEARNED_PROMPTS, UNMERGED
 
 __all__ = [
-    "HUMAN_PREFERENCE", "WHOLE", "AdaLora", "Adapt", "Bottleneck", "Data", "Dedupe", "EarlyStopping", "Evaluate",
-    "FormatName", "Full", "Judge", "Lora", "Model", "PTuning", "Partial", "Peft", "Prefix", "Prompt", "Recipe",
-    "Release", "Rule", "Section", "Servers", "Source", "Split", "SuiteUse", "Train", "Use", "fingerprint",
+    "HUMAN_PREFERENCE", "WHOLE", "AdaLora", "Adapt", "Auto", "Bottleneck", "Data", "Dedupe", "EarlyStopping",
+    "Evaluate", "FormatName", "Full", "Judge", "Lora", "Model", "PTuning", "Partial", "Peft", "Prefix", "Prompt",
+    "Recipe", "Release", "Rule", "Section", "Servers", "Source", "Split", "SuiteUse", "Train", "Use", "fingerprint",
     "metric_name", "source_path",
 ]  # fmt: skip
 
