@@ -2,9 +2,10 @@
 
 **Float64.** A random Llama with each technique: the loss of a packed tree of several levels, cut into micro-batches,
 and the gradient of every tensor, against plain peft or transformers running one example after the other. Norms and
-rotary embeddings are float64 too; transformers computes them in float32 whatever the model is, which would hide differences
-below 1e-7. Largest difference of an example's nll, relative to it; largest of a tensor's gradient, relative to its norm
-(or to a thousandth of the whole gradient's norm, where that is more: some gradients are zero but for rounding).
+rotary embeddings are float64 too; transformers computes them in float32 whatever the model is, which would hide
+differences below 1e-7. Largest difference of an example's nll, relative to it; largest of a tensor's gradient, relative
+to its norm (or to a thousandth of the whole gradient's norm, where that is more: some gradients are zero but for
+rounding).
 
 **Float32.** SmolLM2 with LoRA: how far from the float64 gradient are transformers one by one, our trees over the
 model's own layers, and our fused layers? Rounding has no right answer, but ours must not be worse than theirs.

@@ -21,7 +21,7 @@ from luthier.decoder import CANNOT_RUN
 from luthier.errors import ModelError, did_you_mean, first_line
 from luthier.models import Base, load_tokenizer, quiet_transformers
 from luthier.prompts import begin, prompt_config
-from luthier.settings import WHOLE, AdaLora, Adapt, Bottleneck, Lora, Partial, Peft, Prefix, Prompt, PTuning
+from luthier.settings import WHOLE, AdaLora, Adapt, Auto, Bottleneck, Lora, Partial, Peft, Prefix, Prompt, PTuning
 from luthier.techniques import UNMERGED, config_class
 from luthier.vocabulary import rows_of
 
@@ -32,6 +32,7 @@ def adapt(model: nn.Module, how: Adapt, base: Base, seed: int) -> nn.Module:
     Raises ModelError: LU-M010, the model has nothing of the name that is to be trained; LU-M012, a rank is larger than
     a layer, or there are fewer layers; LU-M013, the technique cannot take what it is to adapt.
     """
+    assert not isinstance(how, Auto), "it is chosen before"
     torch.manual_seed(seed)
     if isinstance(how, WHOLE):
         model = model.float()  # updates at small rates vanish in bfloat16

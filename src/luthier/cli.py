@@ -135,6 +135,12 @@ def check(
         print(json.dumps({"audit": audit.model_dump(mode="json"), "steps": show.n_steps(recipe, audit)}))
 
 
+def _advisor() -> Any:
+    from luthier.tune.advise import choose
+
+    return choose
+
+
 def _until(stage: Stage, doc: str) -> None:
     """Add the verb that works up to and including `stage`."""
 
@@ -154,6 +160,7 @@ def _until(stage: Stage, doc: str) -> None:
             workspace=workspace,
             until=stage,
             report=_reporter(quiet),
+            advisor=_advisor(),
         )
         print(json.dumps({"run": str(run.folder), "stage": stage}) if as_json else f"{stage}: {run.folder / stage}")
 
@@ -182,7 +189,11 @@ def run(
     from luthier import lifecycle, show
 
     done = lifecycle.run(
-        target, overrides=_minutes(settings, max_minutes), workspace=workspace, report=_reporter(quiet)
+        target,
+        overrides=_minutes(settings, max_minutes),
+        workspace=workspace,
+        report=_reporter(quiet),
+        advisor=_advisor(),
     )
     assert done.verdict is not None
     if as_json:
@@ -236,6 +247,39 @@ def trials(
     else:
         show.trials(report)
         print(path)
+
+
+@app.command()
+def advise(
+    target: Target,
+    settings: Set = None,
+    trials: Annotated[
+        bool, typer.Option("--trials/--no-trials", help="Compare the first three by short trials.")
+    ] = True,
+    max_train_minutes: Annotated[float | None, typer.Option(help="What would train longer is out.")] = None,
+    workspace: Workspace = RUNS,
+    as_json: Json = False,
+    quiet: Quietly = False,
+) -> None:
+    """Which technique to train with, and why: a trial step, the data, its distance from the base, rules and trials."""
+    from luthier import lifecycle, show
+    from luthier.records import AdviceReport
+
+    auto = {"method": "auto", "trials": trials, "max_train_minutes": max_train_minutes}
+    run = lifecycle.run(
+        target,
+        overrides=(*(settings or ()), f"model.adapt={json.dumps(auto)}"),
+        workspace=workspace,
+        until="advise",
+        report=_reporter(quiet),
+        advisor=_advisor(),
+    )
+    report = AdviceReport.read(run.folder / "advise" / "advice.json")
+    if as_json:
+        print(report.model_dump_json())
+    else:
+        show.advice(report)
+        print(f"now: luthier run {run.folder}")
 
 
 # -- looking at runs -------------------------------------------------------------------------------------

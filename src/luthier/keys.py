@@ -49,6 +49,19 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
             "files": _source_hashes(recipe, origin),
             "versions": versions(("luthier", "tokenizers", "pyarrow")),
         }
+    if stage == "advise":
+        return {
+            **common,
+            "model": _dump(recipe.model),
+            "train": _dump(recipe.train),
+            "max_tokens": recipe.data.max_tokens,
+            "evaluate": _dump(recipe.evaluate),
+            "rules": [_dump(r) for r in recipe.release.rules],
+            "audit.json": made["audit.json"],
+            "train.jsonl": made["train.jsonl"],
+            "validation.jsonl": made["validation.jsonl"],
+            "versions": versions(("luthier", "torch", "transformers", "peft", "tokenizers")),
+        }
     if stage == "train":
         more = ("bitsandbytes",) if recipe.needs_bitsandbytes else ()
         return {

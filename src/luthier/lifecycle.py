@@ -1,4 +1,4 @@
-"""The whole life of a fine-tuned model, as one page: prepare -> train -> evaluate -> release.
+"""The whole life of a fine-tuned model, as one page: prepare -> [advise ->] train -> evaluate -> release.
 
 Each stage is a function from records to a record. Its key (`keys.py`) is a hash of all that goes in; a stage whose
 key is already done, here or in another run of the workspace, is not run again. A run that was killed goes on where
@@ -13,11 +13,11 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from luthier import keys
 from luthier import recipe as recipes
@@ -25,8 +25,8 @@ from luthier.errors import RunError
 from luthier.files import locked, sync_folder, write_atomically
 from luthier.machine import describe, peak_bytes
 from luthier.progress import Quiet, Reporter
-from luthier.records import AuditReport, Comparison, EvalReport, RunRecord, Verdict
-from luthier.settings import HUMAN_PREFERENCE, Recipe, Rule, fingerprint
+from luthier.records import AdviceReport, AuditReport, Comparison, EvalReport, RunRecord, Verdict
+from luthier.settings import HUMAN_PREFERENCE, Auto, Recipe, Rule, fingerprint
 from luthier.store import STAGES, artifacts_in, damaged, find_stage, link_stage, runs_in, stage_record
 from luthier.strict_yaml import parse_yaml
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from luthier.models import Base
     from luthier.power import Gate, Pilot
 
-Stage = Literal["prepare", "train", "evaluate", "release"]
+Stage = Literal["prepare", "advise", "train", "evaluate", "release"]
 WORKSPACE = Path("runs")
 PARITY_PROMPTS, PARITY_TOKENS = 8, 256
 """On which an export is compared with its original; 256 x 49,152 logits in float32 are 50 MB."""
@@ -52,6 +52,14 @@ class Run:
         return self.folder / "release" / "report.json"
 
 
+class Advisor(Protocol):
+    """Chooses what is trained where a recipe says `adapt: auto`: `tune.advise.choose`, which stands above this."""
+
+    def __call__(
+        self, recipe: Recipe, run: Path, base: Base, out: Path, workspace: Path, report: Reporter
+    ) -> AdviceReport: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Work:
     """What every stage needs to know."""
@@ -62,6 +70,7 @@ class _Work:
     workspace: Path
     base: Base
     report: Reporter
+    advisor: Advisor | None = None
 
 
 def run(
@@ -71,8 +80,11 @@ def run(
     workspace: Path = WORKSPACE,
     until: Stage = "release",
     report: Reporter | None = None,
+    advisor: Advisor | None = None,
 ) -> Run:
     """Do everything a recipe asks for, up to and including the stage `until`.
+
+    With `adapt: auto` the `advisor` is asked first, and what comes after is that of a recipe with its choice.
 
     `target` is a recipe, a run's folder, or data: a file or folder from which a recipe is derived and kept.
     Raises LuthierError of many kinds; whatever was finished stays.
@@ -88,8 +100,11 @@ def run(
             from luthier.quantized import check_bitsandbytes
 
             check_bitsandbytes()
-        work = _Work(recipe, origin, folder, workspace, base, report)
+        work = _Work(recipe, origin, folder, workspace, base, report, advisor)
         for stage in STAGES[: STAGES.index(until) + 1]:
+            if stage == "advise":
+                work = _advised(work)
+                continue
             _do(work, stage)
             if stage == "prepare" and until in ("evaluate", "release"):
                 _foresee(work)
@@ -156,6 +171,28 @@ def _foresee(work: _Work) -> None:
     if work.recipe.evaluate.requests:
         read_requests(work.recipe.evaluate.requests, work.origin)
     foresee(work.recipe, work.folder / "prepare", work.base, work.origin, voted=bool(votes_key(work.folder)))
+
+
+def _advised(work: _Work) -> _Work:
+    """The same work with what is trained chosen; the recipe in the run's folder stays as it was given."""
+    if not isinstance(work.recipe.model.adapt, Auto):
+        return work
+    _do(work, "advise")
+    path = work.folder / "advise" / "recipe.yaml"
+    return replace(work, recipe=recipes.validate(parse_yaml(path.read_text(), str(path)), str(path), work.origin))
+
+
+def _advise(work: _Work, out: Path) -> dict[str, Any]:
+    if work.advisor is None:
+        found, advice = "what is trained is not chosen yet", "luthier advise chooses; or name a technique"
+        raise RunError.of("LU-U040", "model.adapt: auto", found, advice)
+    done = work.advisor(work.recipe, work.folder, work.base, out, work.workspace, work.report)
+    done.write(out / "advice.json")
+    tree = work.recipe.model_dump(mode="json", exclude_defaults=True)
+    chosen = recipes.validate(recipes.override(tree, done.settings), "advice", work.origin)
+    write_atomically(out / "recipe.yaml", recipes.to_yaml(chosen).encode())
+    work.report.say(f"advise: {done.chosen}: {'; '.join(done.why)}")
+    return {"chosen": done.chosen}
 
 
 def _train(work: _Work, out: Path) -> dict[str, Any]:
@@ -229,6 +266,7 @@ def _to_judge_by(work: _Work) -> tuple[EvalReport, Sequence[tuple[Rule, Mapping[
 
 _STAGES: dict[str, Callable[[_Work, Path], dict[str, Any]]] = {
     "prepare": _prepare,
+    "advise": _advise,
     "train": _train,
     "evaluate": _evaluate,
     "release": _release,

@@ -45,7 +45,7 @@ class Artifact(Record):
 class RunRecord(Record):
     """One finished stage of a run."""
 
-    stage: Literal["prepare", "train", "evaluate", "release"]
+    stage: Literal["prepare", "advise", "train", "evaluate", "release"]
     key: str
     """Hash of everything that went in; a stage with an equal key need not run again."""
     inputs: dict[str, Any]
@@ -339,6 +339,51 @@ class TrialsReport(Record):
     report_luck: float | None = None
     report_word: Literal["better", "worse", "not shown"] | None = None
     runs: tuple[TrialRun, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Advised(Record):
+    """One technique that the advice looked at."""
+
+    name: str
+    settings: tuple[str, ...]
+    """Of a recipe that trains so: `model.adapt={...}`, `train.learning_rate=...`."""
+    n_trainable: int = 0
+    memory: dict[str, int] = {}
+    """Predicted bytes at the peak, by what they are for."""
+    minutes: float | None = None
+    """Predicted for all of training, its validations included."""
+    points: int = 0
+    rules: tuple[str, ...] = ()
+    """That are met."""
+    out: str | None = None
+    """Why it is no choice; None: it may be chosen."""
+    gain: Comparison | None = None
+    """In the short trials, over the candidate that the rules put first; None where it was not tried."""
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(self.memory.values())
+
+
+class AdviceReport(Record):
+    """Which technique to train with, and why: measurements, what the rules make of them, and short trials."""
+
+    base: str
+    facts: dict[str, float]
+    """What the rules ask for, of machine, data and distance."""
+    measured: dict[str, float]
+    """The trial step: seconds, peak_bytes, and the machine's rates."""
+    path: str
+    """Which forward path the trial step ran."""
+    candidates: tuple[Advised, ...]
+    """The best first."""
+    chosen: str
+    settings: tuple[str, ...]
+    """Of the chosen candidate."""
+    why: tuple[str, ...]
+    trials: str = ""
+    """The file of the short trials' report; empty where there were none."""
     notes: tuple[str, ...] = ()
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from luthier.errors import printable
-from luthier.records import AuditReport, Comparison, EvalReport, RunRecord, TrialsReport
+from luthier.records import AdviceReport, AuditReport, Comparison, EvalReport, RunRecord, TrialsReport
 from luthier.settings import Recipe
 
 if TYPE_CHECKING:
@@ -125,6 +125,33 @@ def trials(report: TrialsReport) -> None:
     troubles = {c.trouble for c in (*(v.comparison for v in report.variants), report.report) if c and c.trouble}
     for note in (*report.notes, *(f"(!) {trouble}" for trouble in sorted(troubles))):
         console.print(f"note: {escape(note)}")
+
+
+def advice(report: AdviceReport) -> None:
+    """Each candidate with what is foretold of it, then the facts and why one was chosen."""
+    from luthier.tune.advise_rules import FACTS
+
+    step = report.measured
+    console.print(f"trial step: {step['seconds']:.2f} s, {step['peak_bytes'] / 2**30:.2f} GiB at most; {report.path}")
+    table = Table(*"technique|learned weights|peak GiB|minutes|gain in trials|interval|points|why".split("|"))
+    for a in report.candidates:
+        known = a.minutes is not None
+        table.add_row(
+            Text(a.name, style="bold green" if a.name == report.chosen else "none"),
+            f"{a.n_trainable:,}" if known else "",
+            f"{a.peak_bytes / 2**30:.2f}" if known else "",
+            f"{a.minutes:.1f}" if known else "",
+            *(_cells(a.gain)[3:5] if a.gain else ("", "")),
+            f"{a.points:+d}",
+            Text(f"out: {a.out}" if a.out else ", ".join(a.rules)),
+        )
+    console.print(table)
+    for name, value in report.facts.items():
+        shown = f"{value / 2**30:.1f} GiB" if name.endswith("_bytes") else f"{value:,.4g}"
+        console.print(escape(f"{FACTS[name]}: {shown}"))
+    console.print(Text(f"{report.chosen}: {_listed(report.settings)}", style="bold"))
+    for line in (*report.why, *(f"note: {note}" for note in report.notes)):
+        console.print(escape(line))
 
 
 def _listed(values: Sequence[object]) -> str:

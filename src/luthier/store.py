@@ -2,7 +2,7 @@
 
     runs/shop-assistant-1a2b3c/        name, and the hash of recipe and data: one folder, one question
         recipe.yaml                    as it was resolved
-        prepare/ train/ evaluate/ release/
+        prepare/ [advise/] train/ evaluate/ release/
             record.json                written last: a stage without it is not done
 
 A finished stage never changes. A stage whose inputs have an equal key anywhere in the workspace is linked
@@ -20,7 +20,8 @@ from luthier.errors import RunError, did_you_mean
 from luthier.files import fresh_folder, sha256_of
 from luthier.records import Artifact, RunRecord
 
-STAGES = ("prepare", "train", "evaluate", "release")
+STAGES = ("prepare", "advise", "train", "evaluate", "release")
+"""`advise` is done only where a recipe leaves open what is trained."""
 
 
 def artifacts_in(folder: Path, *, skip: tuple[str, ...] = ("record.json",)) -> tuple[Artifact, ...]:

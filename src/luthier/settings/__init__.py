@@ -17,6 +17,7 @@ from luthier.settings.model import (
     WHOLE,
     AdaLora,
     Adapt,
+    Auto,
     Bottleneck,
     Full,
     GivenAdapter,
@@ -35,9 +36,9 @@ from luthier.settings.train import EarlyStopping, Train
 from luthier.techniques import LEARNED_PROMPTS, UNMERGED
 
 __all__ = [
-    "HUMAN_PREFERENCE", "WHOLE", "AdaLora", "Adapt", "Bottleneck", "Data", "Dedupe", "EarlyStopping", "Evaluate",
-    "FormatName", "Full", "GivenAdapter", "Judge", "Lora", "Model", "PTuning", "Partial", "Peft", "Prefix", "Prompt",
-    "Quantize",
+    "HUMAN_PREFERENCE", "WHOLE", "AdaLora", "Adapt", "Auto", "Bottleneck", "Data", "Dedupe", "EarlyStopping",
+    "Evaluate", "FormatName", "Full", "GivenAdapter", "Judge", "Lora", "Model", "PTuning", "Partial", "Peft", "Prefix",
+    "Prompt", "Quantize",
     "Recipe", "Release", "Rule", "Section", "Servers", "Source", "Split", "SuiteUse", "Train", "Use", "fingerprint",
     "metric_name", "source_path",
 ]  # fmt: skip

@@ -190,8 +190,22 @@ class Prefix(Section):
         return self
 
 
+class Auto(Section):
+    """What is trained is chosen before training, by measurements, rules and short trials, as `luthier advise` does.
+
+    `adapt: auto` is short for `{method: auto}`.
+    """
+
+    method: Literal["auto"]
+    trials: bool = True
+    """Compare the first three candidates by short trials."""
+    max_train_minutes: Positive | None = None
+    """Candidates whose training is predicted to take longer are out. None: `train.max_minutes`, if that is set."""
+
+
 Adapt = Annotated[
-    Full | Partial | Lora | AdaLora | Peft | Bottleneck | Prompt | PTuning | Prefix, Field(discriminator="method")
+    Full | Partial | Lora | AdaLora | Peft | Bottleneck | Prompt | PTuning | Prefix | Auto,
+    Field(discriminator="method"),
 ]
 WHOLE = (Full, Partial)
 """What leaves a whole model; the others leave an adapter."""
@@ -238,6 +252,10 @@ class Model(Section):
     def _technique_takes_them(self) -> Model:
         if repeated := sorted({token for token in self.new_tokens if self.new_tokens.count(token) > 1}):
             raise ValueError(f"new_tokens names {repeated[0]!r} twice")
+        if isinstance(self.adapt, Auto) and (self.new_tokens or self.adapters or self.quantize):
+            raise ValueError(
+                "adapt: auto chooses for a base as it is; with new_tokens, adapters or quantize, name a method"
+            )
         fits = isinstance(self.adapt, Full | Partial | Lora | AdaLora)
         if self.new_tokens and not fits:
             raise ValueError("new_tokens are learned with method full, partial, lora or adalora only")
@@ -252,6 +270,8 @@ class Model(Section):
     def _lora_unless_said(cls, value: Any) -> Any:
         """So that `adapt: {rank: 8}` is enough; `to_yaml`, which leaves out defaults, writes it so."""
         adapt = value.get("adapt") if isinstance(value, dict) else None
+        if adapt == "auto":
+            return {**value, "adapt": {"method": "auto"}}
         if not isinstance(adapt, dict):
             return value
         technique = str(adapt.get("method")).upper()
