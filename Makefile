@@ -39,6 +39,9 @@ bench: $(VENV)/dev
 	$(BIN)/python benchmarks/dedupe.py
 	$(BIN)/python benchmarks/verdict.py --quick
 	$(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python benchmarks/exactness.py
+	$(BIN)/python benchmarks/advise.py
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/engine.py --parts steps,memory --ways trl,packed,generic,fused --rounds 4
 
 clean:

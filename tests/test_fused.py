@@ -25,7 +25,7 @@ from test_models import (
 )
 from torch import Tensor, nn
 
-from luthier import fused, kernels
+from luthier import fused, kernels, projections
 from luthier.batch import Batch, make_batch
 from luthier.decoder import Decoder
 from luthier.fused import FusedLayers
@@ -246,8 +246,9 @@ def test_in_bfloat16_frozen_weights_are_not_copied_and_adapters_not_rounded_into
     assert parts <= {p.data_ptr() for p in decoder.model.parameters()}
 
     signs = torch.tensor([1.0, -1.0]).repeat(32)[None]
-    weight, a, b = torch.ones(1, 64, dtype=torch.bfloat16), signs.clone(), torch.full((1, 1), 2.0**-10)
-    entered = fused._Entered.of([fused._Matrix(weight, None, a, b, 1.0)], torch.bfloat16)
+    linear, a, b = nn.Linear(64, 1, bias=False, dtype=torch.bfloat16), signs.clone(), torch.full((1, 1), 2.0**-10)
+    nn.init.ones_(linear.weight)
+    entered = projections._Entered.of([projections._Matrix(linear, a, b, 1.0)], torch.bfloat16)
     assert entered.outputs(signs.bfloat16(), None).item() == 64 * 2.0**-10  # 1 + 2**-10 is 1 in bfloat16
 
 

@@ -25,8 +25,8 @@ from luthier.cost import StepCost, on_shapes, step_cost
 from luthier.decoder import Decoder
 from luthier.encode import Encoded, Encoder
 from luthier.errors import DataError, ModelError, RunError
-from luthier.machine import memory_bytes
-from luthier.models import Base, load_model, load_tokenizer
+from luthier.machine import available_bytes
+from luthier.models import Base, load_model, load_tokenizer, pick_device
 from luthier.progress import Reporter
 from luthier.records import AdviceReport, Advised
 from luthier.settings import Auto, Lora, Recipe
@@ -86,7 +86,8 @@ def choose(recipe: Recipe, run: Path, base: Base, out: Path, workspace: Path, re
 def _limits(auto: Auto, recipe: Recipe) -> dict[str, float]:
     """What memory and time allow."""
     minutes = auto.max_train_minutes or recipe.train.max_minutes
-    return {"available_bytes": MEMORY_SHARE * _available_bytes()} | ({"max_train_minutes": minutes} if minutes else {})
+    free = available_bytes(pick_device()) or math.inf
+    return {"available_bytes": MEMORY_SHARE * free} | ({"max_train_minutes": minutes} if minutes else {})
 
 
 # -- machine and plan ------------------------------------------------------------------------------------
@@ -180,18 +181,6 @@ class _Machine:
         steps = plan.n_steps * step - (plan.n_steps - plan.first_steps) * frozen * plan.tokens
         checks = plan.valid_tokens * (plan.n_checks * forward - (plan.n_checks - 1) * frozen)
         return self.slower * (steps + checks) / 60
-
-
-def _available_bytes() -> int:
-    """What the system could give, or the most that this process's group may have."""
-    found = [memory_bytes() or 1 << 62]
-    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        found.append(1024 * int(lines["MemAvailable"].split()[0]))
-    if group.is_file() and (text := group.read_text().strip()).isdecimal():
-        found.append(int(text))
-    return min(found)
 
 
 # -- candidates ------------------------------------------------------------------------------------------
