@@ -143,4 +143,4 @@ def test_init_writes_what_check_understands(tmp_path: Path) -> None:
 def test_doctor_knows_the_machine(tmp_path: Path) -> None:
     facts = last_line(luthier("doctor", "--json", cwd=tmp_path))
     assert str(facts["model smollm2-135m-instruct"]).startswith("ready")
-    assert facts["kernels"] == "compiled" and "matrix products" in facts
+    assert facts["kernels"] == "compiled"

@@ -32,7 +32,6 @@ from luthier.batch import Batch, make_batch
 from luthier.decoder import Decoder
 from luthier.encode import Encoded
 from luthier.errors import ModelError
-from luthier.kernels import product
 from luthier.models import Base, pick_device, pick_dtype, quiet_transformers
 from luthier.settings import Adapt, Lora
 
@@ -333,7 +332,7 @@ def measure_rates(width: int, inner: int, heads: tuple[int, int, int]) -> Rates:
     key, value = torch.randn(2, kv_heads, 512, size).unbind()
     pairs = kv_heads * groups * sum(_n_pairs(tile) for tile in plan.tiles)
     return Rates(
-        product_flops=2 * x.numel() * inner / _best(lambda: product(x, w.T)),
+        product_flops=2 * x.numel() * inner / _best(lambda: x @ w.T),
         attention_flops=4 * pairs * size / _best(lambda: plan.attend(query, key, value, size**-0.5)),
         moved_bytes=3 * large.nbytes / _best(lambda: torch.add(large, large)),
     )

@@ -60,9 +60,8 @@ def _triton() -> Any:
 
 
 def describe() -> dict[str, str]:
-    """For `luthier doctor`: who multiplies matrices here, and who does the rest."""
+    """For `luthier doctor`."""
     return {
-        "matrix products": "oneDNN" if _has_better_products() else "torch's own library",
         "kernels": "compiled" if library() else f"torch: {_found()[1]}",
         **({"kernels on the GPU": "Triton" if _triton() else "torch"} if torch.cuda.is_available() else {}),
     }
@@ -132,31 +131,6 @@ def _argument(value: Tensor | int | float) -> Any:
     if isinstance(value, Tensor):
         return ctypes.c_void_p(value.data_ptr())
     return ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_double(value)
-
-
-# -- matrix products -------------------------------------------------------------------------------------
-
-
-def product(a: Tensor, b: Tensor, plus: Tensor | None = None) -> Tensor:
-    """a @ b [+ plus], (n, k) and (k, m) -> (n, m): in torch's way, or by oneDNN where that is faster.
-
-    MKL, which torch takes, leaves the widest instructions of AMD's processors unused: 1.1 to 1.7 times the time.
-    """
-    if not (a.dtype is torch.float32 and a.device.type == "cpu" and _has_better_products()):
-        return a @ b if plus is None else torch.addmm(plus, a, b)
-    linear: Any = torch.ops.mkldnn._linear_pointwise  # a @ weight^T; a weight may lie in memory as it likes
-    if plus is None:
-        return linear(a, b.T, None, "none", [], "")  # type: ignore[no-any-return]
-    return linear.binary(a, plus, b.T, None, "add")  # type: ignore[no-any-return]
-
-
-@cache
-def _has_better_products() -> bool:
-    try:
-        amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return amd and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 # -- root mean square norm -------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from luthier import kernels
-from luthier.kernels import product
 from luthier.quantized import QuantizedLinear
 
 
@@ -196,7 +195,7 @@ class _Entered:
         """Inputs (N, D) -> outputs (N, O), `plus` included."""
         parts = self.parts
         if len(parts) == 1:
-            out = product(x, parts[0].T, plus)
+            out = x @ parts[0].T if plus is None else torch.addmm(plus, x, parts[0].T)
         else:
             assert plus is None
             out = x.new_empty(len(x), sum(map(len, parts)))
@@ -209,7 +208,7 @@ class _Entered:
     def inputs_grad(self, dy: Tensor) -> Tensor:
         """d loss / d outputs (N, O) -> d loss / d inputs (N, D)."""
         (part, columns), *more = _by_columns(self.parts, dy)
-        dx = product(columns, part)
+        dx = columns @ part
         for part, columns in more:
             dx.addmm_(columns, part)
         if _beside(self.dtype) and self.down is not None and self.up is not None:
@@ -223,13 +222,13 @@ class _Entered:
         """
         d_down = d_up = x.new_empty(0, 0)
         if self.down is not None and self.up is not None and any(wanted[2::4]) | any(wanted[3::4]):
-            d_down = product(product(dy, self.up).T, x)  # (R, D)
-            d_up = product(product(x, self.down.T).T, dy)  # (R, O)
+            d_down = (dy @ self.up).T @ x  # (R, D)
+            d_up = (x @ self.down.T).T @ dy  # (R, O)
         row = column = 0
         for i, matrix in enumerate(self.matrices):
             weight, bias, a, b = wanted[4 * i : 4 * i + 4]
             rows, columns = slice(row, row + matrix.rank), slice(column, column + matrix.n_outputs)
-            yield product(dy[:, columns].T, x) if weight else None
+            yield dy[:, columns].T @ x if weight else None
             yield dy[:, columns].sum(0) if bias else None
             yield d_down[rows] if a else None
             yield d_up[rows, columns].T * matrix.scale if b else None

@@ -120,9 +120,6 @@ from luthier.models import find_base
 from luthier.progress import Quiet
 from luthier.train import train
 import luthier.train as room
-from luthier import kernels
-
-kernels._has_better_products = lambda: False  # oneDNN compiles code for each shape, and does not recover without room
 
 class Say(Quiet):
     def say(self, text): print(text, flush=True)

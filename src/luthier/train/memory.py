@@ -126,4 +126,4 @@ def ran_out(error: BaseException) -> bool:
 
 
 _SIGNS = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory", "could not create a primitive")
-"""The last one is oneDNN's, which has no room for the code that it compiles."""
+"""The last one is oneDNN's, in which torch multiplies bfloat16: no room for the code that it compiles."""
