@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier import lifecycle
+from luthier import finished, lifecycle
 from luthier.errors import LuthierError, RunError
 from luthier.records import EvalReport, RunRecord
 from luthier.store import stage_record
@@ -106,7 +106,7 @@ def test_a_learned_prompt_is_judged_released_and_talked_to_beside_the_base(proje
     done, _ = run(project, "model.adapt={method: prefix, tokens: 4}")
     assert done.verdict
     assert "prefix tuning with 4 virtual tokens" in (done.folder / "release" / "MODEL_CARD.md").read_text()
-    assert isinstance(lifecycle.talk(done.folder)("What colour is the lamp of size 3?"), str)
+    assert isinstance(finished.talk(done.folder)("What colour is the lamp of size 3?"), str)
 
 
 def test_the_adapter_and_the_merged_model_are_loaded_by_transformers_and_peft_alone(project: Path, tiny: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_half_finished_training_refuses_another_base(project: Path, tmp_path: 
 def test_two_runs_are_compared_on_what_both_answered(project: Path) -> None:
     first, _ = run(project)
     second, _ = run(project, "train.learning_rate=0.001")
-    report = lifecycle.compare(first.folder, second.folder)
+    report = finished.compare(first.folder, second.folder)
     assert isinstance(report, EvalReport)
     assert (report.baseline, report.model) == (first.folder.name, second.folder.name)
     own = EvalReport.read(second.folder / "evaluate" / "evaluation.json")
@@ -241,7 +241,7 @@ def test_runs_are_compared_though_one_was_asked_a_suite_more(project: Path) -> N
     first, _ = run(project)
     more = "evaluate.suites=[{name: ambiguity, limit: 30}]", "release.rules.1.metric=ambiguity_accuracy"
     second, _ = run(project, "train.learning_rate=0.001", *more)
-    report = lifecycle.compare(first.folder, second.folder)
+    report = finished.compare(first.folder, second.folder)
     assert "perplexity" in report.metrics and "ambiguity_accuracy" not in report.metrics
 
 
@@ -270,13 +270,13 @@ def test_the_base_reads_the_answers_where_fluency_is_measured(project: Path) -> 
     report = EvalReport.read(done.folder / "evaluate" / "evaluation.json")
     assert "group_gap" in report.metrics and report.metrics["fluency"].n > 0 and report.metrics["fluency"].baseline > 1
     again, _ = run(project, *asked, "train.learning_rate=0.001", "release.rules.0.metric=fluency")
-    compared = lifecycle.compare(done.folder, again.folder)
+    compared = finished.compare(done.folder, again.folder)
     assert compared.metrics["fluency"].baseline == pytest.approx(report.metrics["fluency"].value)
 
 
 def test_a_run_can_be_talked_to(project: Path) -> None:
     done, _ = run(project)
-    answer = lifecycle.talk(done.folder)
+    answer = finished.talk(done.folder)
     assert isinstance(answer("What colour is the kettle?"), str)
     assert isinstance(answer("And the lamp?"), str)
 

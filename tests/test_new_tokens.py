@@ -17,7 +17,7 @@ from test_lifecycle import Said
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from luthier import lifecycle
+from luthier import finished, lifecycle
 from luthier.adapt import adapt, load_adapted, load_merged, save_adapted, trainable
 from luthier.batch import make_batch
 from luthier.conversation import Conversation, Message, make_conversation, write_conversations
@@ -312,8 +312,8 @@ def test_the_whole_life_with_new_tokens(tiny: Path, tmp_path: Path) -> None:
     card = (run.folder / "release" / "MODEL_CARD.md").read_text()
     assert 'AutoTokenizer.from_pretrained("model")' in card and "LoRA of rank 4 with 3 new tokens" in card
     assert len(AutoTokenizer.from_pretrained(run.folder / "release" / "merged")) == 516
-    assert isinstance(lifecycle.talk(run.folder)("What is order 3?"), str)
-    assert isinstance(lifecycle.talk(run.folder, base=True)("What is order 3?"), str)
+    assert isinstance(finished.talk(run.folder)("What is order 3?"), str)
+    assert isinstance(finished.talk(run.folder, base=True)("What is order 3?"), str)
 
 
 @every_way

@@ -22,6 +22,7 @@ def run(code: str, *args: str) -> subprocess.CompletedProcess[str]:
         "luthier",
         "luthier.cli",
         "luthier.lifecycle",
+        "luthier.finished",
         "luthier.errors",
         "luthier.recipe",
         "luthier.records",

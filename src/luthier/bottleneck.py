@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.errors import ModelError
+from luthier.models import name_of_layers
 
 WEIGHTS, CONFIG = "bottleneck.safetensors", "bottleneck.json"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
@@ -99,11 +100,11 @@ def insert(model: Any, shape: Shape) -> nn.Module:
 
 def _places(model: Any, shape: Shape) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     """Layer, name of the part in it, and part, of each adapter."""
-    n_layers = model.config.get_text_config().num_hidden_layers
-    lists = [m for m in model.get_decoder().children() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
-    if len(lists) != 1:
+    body = model.get_decoder()
+    name = name_of_layers(body)
+    if name is None:
         raise _no_place(shape, "its layers are not one list")
-    for i, layer in enumerate(lists[0]):
+    for i, layer in enumerate(getattr(body, name)):
         if i < shape.first_layer:
             continue
         parts = {k: m for k, m in layer.named_children() if any(t.ndim >= 2 for t in _tensors(m))}

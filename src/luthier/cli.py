@@ -288,10 +288,10 @@ def advise(
 @app.command()
 def compare(first: RunName, second: RunName, workspace: Workspace = RUNS, as_json: Json = False) -> None:
     """Compare the tuned models of two runs on the test conversations that they share."""
-    from luthier import lifecycle, show
+    from luthier import finished, show
     from luthier.store import find_run
 
-    report = lifecycle.compare(find_run(first, workspace), find_run(second, workspace))
+    report = finished.compare(find_run(first, workspace), find_run(second, workspace))
     print(report.model_dump_json(exclude={"samples"})) if as_json else show.comparison(report)
 
 
@@ -310,7 +310,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Before test rows are collected: how many a gain needs, which gain they show, or how likely."""
-    from luthier import lifecycle, show
+    from luthier import finished, show
     from luthier.power import MAX_ROWS, Gate, Pilot
     from luthier.power import plan as planned
     from luthier.store import find_run
@@ -320,7 +320,7 @@ def plan(
     if not 0 < power < 1 or not all(1 <= n <= MAX_ROWS for n in rows or ()):
         raise typer.BadParameter(f"--power lies between 0 and 1, --rows between 1 and {MAX_ROWS:,}")
     if name:
-        metric, pilot, gate = lifecycle.pilot(find_run(name, workspace), metric, limit, power)
+        metric, pilot, gate = finished.pilot(find_run(name, workspace), metric, limit, power)
     else:
         assert differ is not None
         metric, pilot, gate = "right or wrong", Pilot.stated(differ), Gate(limit or 0.0, power=power)
@@ -338,10 +338,10 @@ def chat(
     say: Annotated[list[str] | None, typer.Option(help="Say this and print the answer; may be repeated.")] = None,
 ) -> None:
     """Talk to the model of a run."""
-    from luthier import lifecycle, show
+    from luthier import finished, show
     from luthier.store import find_run
 
-    show.chat(lifecycle.talk(find_run(name, workspace), base=base), say)
+    show.chat(finished.talk(find_run(name, workspace), base=base), say)
 
 
 @app.command()
@@ -389,9 +389,9 @@ def review(
 @app.command()
 def runs(workspace: Workspace = RUNS, as_json: Json = False) -> None:
     """List the runs of a workspace."""
-    from luthier import lifecycle, show
+    from luthier import finished, show
 
-    show.runs(lifecycle.list_runs(workspace), as_json)
+    show.runs(finished.list_runs(workspace), as_json)
 
 
 @app.command()

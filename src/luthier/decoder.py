@@ -25,7 +25,7 @@ from luthier.batch import Batch, make_batch, split_by_tokens
 from luthier.encode import Encoded
 from luthier.errors import ModelError, first_line
 from luthier.fused import FusedLayers
-from luthier.models import quiet_transformers
+from luthier.models import name_of_layers, quiet_transformers
 from luthier.prompts import Root
 from luthier.recompute import Within, recomputed
 from luthier.vocabulary import parts_of_head
@@ -52,7 +52,7 @@ class Decoder:
         """What runs in place of the model's own layers; None: they do."""
         self.recompute = 0
         """So many layers, the last ones, are computed again in the backward pass: see `recompute.py`."""
-        self._layers_name = _name_of_layers(self.body)
+        self._layers_name = name_of_layers(self.body)
         self._rows_only = "shared tokens would share their dropout" if _drops_out(self._inner) else None
         with quiet_transformers():
             self._rows_only = self._rows_only or _disagreement(self)
@@ -186,12 +186,6 @@ class Decoder:
         with self._layers_replaced(None, nullcontext):
             out = self.body(**(self._root.rows(rows, mask.long()) if self._root else given), use_cache=False)
         return out.last_hidden_state[:, -rows.shape[1] :].flatten(0, 1), home
-
-
-def _name_of_layers(body: Any) -> str | None:
-    n = body.config.get_text_config().num_hidden_layers
-    lists = [k for k, m in body.named_children() if isinstance(m, nn.ModuleList) and len(m) == n]
-    return lists[0] if len(lists) == 1 else None
 
 
 def _drops_out(model: nn.Module) -> bool:

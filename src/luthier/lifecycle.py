@@ -27,12 +27,11 @@ from luthier.machine import describe, peak_bytes
 from luthier.progress import Quiet, Reporter
 from luthier.records import AdviceReport, AuditReport, Comparison, EvalReport, RunRecord, Verdict
 from luthier.settings import HUMAN_PREFERENCE, Auto, Recipe, Rule, fingerprint
-from luthier.store import STAGES, artifacts_in, damaged, find_stage, link_stage, runs_in, stage_record
+from luthier.store import STAGES, artifacts_in, damaged, find_stage, link_stage, stage_record
 from luthier.strict_yaml import parse_yaml
 
 if TYPE_CHECKING:
     from luthier.models import Base
-    from luthier.power import Gate, Pilot
 
 Stage = Literal["prepare", "advise", "train", "evaluate", "release"]
 WORKSPACE = Path("runs")
@@ -95,7 +94,7 @@ def run(
     with _alone(folder):
         _keep_recipe(recipe, origin, folder)
         report.say(f"run: {folder}\nbase: {recipe.model.base} (a GGUF is dequantised once, on its first use)")
-        base = _base_of(recipe, origin)
+        base = base_of(recipe, origin)
         if recipe.needs_bitsandbytes:
             from luthier.quantized import check_bitsandbytes
 
@@ -134,7 +133,7 @@ def open_target(target: str | Path, overrides: tuple[str, ...], report: Reporter
     return recipe, Path.cwd()
 
 
-def _base_of(recipe: Recipe, origin: Path) -> Base:
+def base_of(recipe: Recipe, origin: Path) -> Base:
     """The base model with the tokens that the recipe gives it."""
     from luthier.models import find_base
 
@@ -389,94 +388,11 @@ def _environment(work: _Work) -> dict[str, str]:
     }
 
 
-def list_runs(workspace: Path = WORKSPACE) -> list[tuple[Run, dict[str, RunRecord]]]:
-    """All runs of the workspace with the records of their finished stages, oldest first."""
-    return [(read_run(f), {s: r for s in STAGES if (r := stage_record(f, s))}) for f in runs_in(workspace)]
-
-
 def check(
     target: str | Path, *, overrides: tuple[str, ...] = (), out: Path, report: Reporter | None = None
 ) -> tuple[Recipe, Base, AuditReport]:
     """Load everything and audit the data into `out`; train nothing."""
     recipe, origin = open_target(target, overrides, report or Quiet())
-    base = _base_of(recipe, origin)
+    base = base_of(recipe, origin)
     _prepare(_Work(recipe, origin, out, out, base, report or Quiet()), out)
     return recipe, base, AuditReport.read(out / "audit.json")
-
-
-def compare(first: Path, second: Path) -> EvalReport:
-    """The tuned model of `second` against that of `first`, on the test conversations that both answered.
-
-    Raises RunError LU-U005 where a run has not been evaluated, LU-U006 where they share no conversation.
-    """
-    from luthier.evaluate import compare_answers
-
-    for folder in (first, second):
-        if stage_record(folder, "evaluate") is None:
-            raise RunError.of("LU-U005", str(folder), "has not been evaluated", f"luthier evaluate {folder}")
-    recipe, origin = open_target(second, (), Quiet())
-    audit = AuditReport.read(second / "prepare" / "audit.json")
-    sides, names = (first / "evaluate", second / "evaluate"), (first.name, second.name)
-    return compare_answers(recipe, audit, *sides, names, origin, answers=second.resolve().parent / ".answers")
-
-
-def pilot(folder: Path, metric: str | None, limit: float | None, power: float) -> tuple[str, Pilot, Gate]:
-    """A run's evaluation as a pilot of the next one, with the gate that will judge it.
-
-    Without a `metric`, that of the recipe's first rule. Without a `limit`, that of the recipe's rule on the metric, 0
-    where there is none (a rule on part of the rows is none). Raises RunError LU-U005 where the run has not been
-    evaluated; EvaluationError LU-E008, LU-E014 as `power.Pilot.of`.
-    """
-    from luthier.power import Gate, Pilot
-    from luthier.release.gate import limit as limit_of
-
-    if stage_record(folder, "evaluate") is None:
-        raise RunError.of("LU-U005", str(folder), "has not been evaluated", f"luthier evaluate {folder}")
-    rules = open_target(folder, (), Quiet())[0].release.rules
-    evaluation = EvalReport.read(folder / "evaluate" / "evaluation.json")
-    name = metric or rules[0].metric
-    found = Pilot.of(evaluation, name)
-    rule = next((r for r in rules if r.metric == name and not r.where and not r.in_slices), None)
-    if limit is None:
-        relative = rule.by_relative * abs(evaluation.metrics[name].baseline) if rule else 0.0
-        limit = limit_of(rule.must, relative or rule.by_points) if rule else 0.0
-    return name, found, Gate(limit, evaluation.confidence, power)
-
-
-def talk(folder: Path, *, base: bool = False) -> Callable[[str], str]:
-    """A function from what a person says to what the run's model answers, remembering the conversation.
-
-    The system text is the one of the training data. Raises RunError LU-U005 where nothing was trained.
-    """
-    from luthier.adapt import load_merged
-    from luthier.conversation import Message, read_conversations
-    from luthier.decoder import Decoder
-    from luthier.encode import Encoder
-    from luthier.generate import generate
-    from luthier.models import load_model, load_tokenizer
-
-    if stage_record(folder, "train") is None:
-        raise RunError.of("LU-U005", str(folder), "has no trained model", f"luthier train {folder}")
-    recipe, origin = open_target(folder, (), Quiet())
-    found = _base_of(recipe, origin).unchanged if base else _base_of(recipe, origin)
-    tokenizer, model = load_tokenizer(found), load_model(found)
-    decoder = Decoder(model if base else load_merged(model, folder / "train" / "model"))
-    encoder = Encoder(tokenizer, new_tokens=found.new_tokens)
-    example = next(read_conversations(folder / "prepare" / "train.jsonl"))
-    history = [m for m in example.messages[:1] if m.role == "system"]
-    end_ids = {tokenizer.eos_token_id, encoder(example).ids[max(i for i, x in enumerate(encoder(example).learn) if x)]}
-
-    def answer(question: str) -> str:
-        history.append(Message(role="user", content=question))
-        [ids] = generate(
-            decoder,
-            [encoder.prompt(history)],
-            max_new_tokens=recipe.evaluate.max_new_tokens,
-            end_ids=end_ids,
-            advance=lambda *_, **__: None,
-        )
-        text: str = tokenizer.decode(ids, skip_special_tokens=True).strip()
-        history.append(Message(role="assistant", content=text))
-        return text
-
-    return answer

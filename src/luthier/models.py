@@ -261,6 +261,13 @@ def context_tokens(base: Base) -> int | None:
     return window
 
 
+def name_of_layers(body: Any) -> str | None:
+    """Under which name a decoder keeps its layers; None where they are not one list."""
+    n = body.config.get_text_config().num_hidden_layers
+    lists = [k for k, m in body.named_children() if isinstance(m, nn.ModuleList) and len(m) == n]
+    return lists[0] if len(lists) == 1 else None
+
+
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Without transformers' progress bars, notices and warnings of what it will change; errors still come through."""

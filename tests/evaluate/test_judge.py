@@ -621,7 +621,7 @@ def test_the_page_shows_a_recipe_that_loads(tmp_path: Path) -> None:
 
 
 def test_a_run_with_judges_is_judged_compared_and_not_judged_again(tmp_path: Path, tiny: Path) -> None:
-    from luthier import lifecycle
+    from luthier import finished, lifecycle
 
     rows = [{"prompt": f"What is {i}?", "completion": f"It is {i % 3}.", "split": side} for i, side in ROWS]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -650,7 +650,7 @@ release: {{rules: [{{metric: helpful, must: not_regress, by_points: 5.0}}]}}
     assert any(note.startswith("helpful: rubric judge") for note in report.notes)
     kept = {path: path.read_bytes() for path in (workspace / ".answers").glob("judge-*.jsonl")}
     assert len(kept) == 2
-    assert lifecycle.compare(done.folder, done.folder).metrics["helpful"].delta == 0.0
+    assert finished.compare(done.folder, done.folder).metrics["helpful"].delta == 0.0
     (tmp_path / "rubric.md").write_text("The right figure is 4.")
     again = lifecycle.run(tmp_path / "recipe.yaml", workspace=workspace, until="evaluate")
     assert again.folder == done.folder and len([*again.folder.glob("evaluate-*")]) == 1, "a changed rubric is a change"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,6 +94,7 @@ def train(
 
 def repeatable() -> None:
     """Let torch compute the same bits each time, where it has two ways."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's products need for it
     torch.use_deterministic_algorithms(True, warn_only=True)
     # By default that also fills every new tensor with NaN before it is written: a tenth of a step, and no bit of it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
