@@ -5,75 +5,107 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from luthier.settings import AdaLora, Bottleneck, Full, Lora, Partial, Peft, Recipe
+from luthier.settings import Recipe
 
 PAGE = Path(__file__).with_name("recipe.md")
 HEAD = """# The recipe: every setting
 
-Written by `make docs` from `luthier/settings/`. Recipes are YAML 1.2, read strictly: an unknown setting, a number
-in quotes or a rule on a metric that nobody measures is an error before anything runs. Paths count from the recipe.
+Written by `make docs` from `luthier/settings/`. Recipes are YAML 1.2, read strictly: an unknown setting or a number in
+quotes is an error before anything runs. So is a rule on a metric that nobody measures, where `evaluate.metrics` names
+the metrics; where it does not, as soon as the data is prepared. None is written `null`. Paths count from the recipe.
 `luthier init` writes a commented example.
 """
-UNIONS: dict[str, type[BaseModel]] = {
-    "model.adapt (lora)": Lora,
-    "model.adapt (adalora)": AdaLora,
-    "model.adapt (peft)": Peft,
-    "model.adapt (bottleneck)": Bottleneck,
-    "model.adapt (partial)": Partial,
-    "model.adapt (full)": Full,
-}
+LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+Sections = dict[type[BaseModel], str]
+"""Each section with its title."""
 
 
 def page() -> str:
-    return HEAD + "".join(_table("Recipe", Recipe)) + "".join("".join(_table(n, s)) for n, s in _sections(Recipe, ""))
+    sections: Sections = {Recipe: "Recipe"}
+    sections |= _sections(Recipe, "")
+    return HEAD + "".join("".join(_table(title, model, sections)) for model, title in sections.items())
 
 
-def _sections(model: type[BaseModel], place: str) -> Iterator[tuple[str, type[BaseModel]]]:
+def _sections(model: type[BaseModel], place: str) -> Iterator[tuple[type[BaseModel], str]]:
+    """A section that is one of several is named by its method too."""
     for name, field in model.model_fields.items():
-        inner = _section_in(field.annotation)
-        if inner is not None:
-            yield f"{place}{name}", inner
-            yield from _sections(inner, f"{place}{name}.")
-        yield from ((n, s) for n, s in UNIONS.items() if n.split(" ")[0] == f"{place}{name}")
+        inner = list(_models(field.annotation))
+        for one in inner:
+            yield one, f"{place}{name}" + (f" ({_method(one)})" if len(inner) > 1 else "")
+            yield from _sections(one, f"{place}{name}.")
 
 
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """A section, also where it may be absent."""
-    found = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
-    return found[0] if len(found) == 1 else None
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
 
 
-def _table(title: str, model: type[BaseModel]) -> Iterator[str]:
-    yield f"\n## {title}\n\n| setting | values | default | |\n|---|---|---|---|\n"
+def _method(model: type[BaseModel]) -> str:
+    return str(get_args(model.model_fields["method"].annotation)[0])
+
+
+def _table(title: str, model: type[BaseModel], sections: Sections) -> Iterator[str]:
+    about = f"{_line(model.__doc__)}\n\n" if model.__doc__ else ""
+    yield f"\n## {title}\n\n{about}| setting | values | default | |\n|---|---|---|---|\n"
     for name, field in model.model_fields.items():
         default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
-        about = " ".join((field.description or "").split())
-        yield f"| `{name}` | {_values(field)} | {default} | {about} |\n"
+        values = _either(_values(field.annotation, field.metadata, sections))
+        yield f"| `{name}` | {values} | {default} | {_line(field.description)} |\n"
+
+
+def _line(text: str | None) -> str:
+    return " ".join((text or "").split())
 
 
 def _default(value: Any) -> str:
+    if value is PydanticUndefined:
+        return ""
     if isinstance(value, BaseModel):
-        return "see below"
-    if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
-        value = [item.name for item in value]
-    return f"`{list(value) if isinstance(value, tuple) else value}`" if value is not PydanticUndefined else ""
+        return f"`{{method: {value.method}}}`" if hasattr(value, "method") else "its defaults"
+    if isinstance(value, tuple):
+        return f"`[{', '.join(str(getattr(item, 'name', item)) for item in value)}]`"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`" if value != "" else ""
 
 
-def _values(field: Any) -> str:
-    text = re.sub(r"luthier\.settings\.\w+\.", "", str(field.annotation).replace("typing.", ""))
-    text = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", text)
-    text = re.sub(r", (FieldInfo|annotation)\(?.*$", "", text).replace("Annotated[", "").replace("NoneType", "None")
-    text = re.sub(r"(Optional|Union)\[(.*?)\]*$", r"\2", text) + (" or None" if "Optional" in text else "")
-    limits = [f"{k} {getattr(m, k)}" for m in field.metadata for k in ("gt", "ge", "lt", "le") if hasattr(m, k)]
-    words = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-    limit = ", ".join(f"{words[x.split()[0]]} {x.split()[1]}" for x in limits)
-    shown = text if len(text) < 60 else "see below"
-    return f"{shown} {limit}".strip().replace("|", "or")
+def _values(annotation: Any, metadata: Any, sections: Sections) -> list[str]:
+    """What a setting may be: one text for each alternative."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _values(inner[0], annotation.__metadata__, sections)
+    if origin in (Union, UnionType):
+        return [text for one in inner for text in _values(one, (), sections)]
+    if origin is Literal:
+        return [repr(value) for value in inner]
+    if origin is tuple:
+        parts = [_either(_values(one, (), sections)) for one in inner if one is not ...]
+        return [f"list of {parts[0]}" if inner[-1] is ... else f"[{', '.join(parts)}]"]
+    if origin is dict:
+        return [f"dict[{', '.join(_either(_values(one, (), sections)) for one in inner)}]"]
+    if annotation in sections:
+        title = sections[annotation]
+        return [f"[{title}](#{re.sub(r'[^a-z_ -]', '', title.lower()).replace(' ', '-')})"]
+    name = {type(None): "None", Any: "anything"}.get(annotation) or annotation.__name__
+    return [f"{name} {' and '.join(_limits(metadata))}".strip()]
+
+
+def _limits(metadata: Any) -> Iterator[str]:
+    for one in metadata:
+        if isinstance(one, FieldInfo):
+            yield from _limits(one.metadata)
+        yield from (f"{sign} {getattr(one, k)}" for k, sign in LIMITS.items() if getattr(one, k, None) is not None)
+
+
+def _either(texts: list[str]) -> str:
+    return " or ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
 
 
 if __name__ == "__main__":

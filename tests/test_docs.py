@@ -20,6 +20,11 @@ def test_the_settings_page_is_written_from_the_recipe() -> None:
     assert (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8") == make.page(), "run make docs"
 
 
+def test_every_setting_is_described() -> None:
+    rows = re.findall(r"^\| `.*", (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8"), flags=re.M)
+    assert rows and not [row for row in rows if row.endswith("|  |") and not row.startswith("| `method`")]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):

@@ -116,7 +116,7 @@ def check(
     as_json: Json = False,
     quiet: Quietly = False,
 ) -> None:
-    """Load everything, audit the data, show the loss mask; train nothing."""
+    """Read recipe and tokenizer, audit the data, show the loss mask; load no model, train nothing."""
     import tempfile
 
     from luthier import lifecycle, show

@@ -391,7 +391,7 @@ def _environment(work: _Work) -> dict[str, str]:
 def check(
     target: str | Path, *, overrides: tuple[str, ...] = (), out: Path, report: Reporter | None = None
 ) -> tuple[Recipe, Base, AuditReport]:
-    """Load everything and audit the data into `out`; train nothing."""
+    """Read recipe and tokenizer, and audit the data into `out`; load no model, train nothing."""
     recipe, origin = open_target(target, overrides, report or Quiet())
     base = base_of(recipe, origin)
     _prepare(_Work(recipe, origin, out, out, base, report or Quiet()), out)

@@ -34,7 +34,7 @@ of 400 leave up to 7.04 possible (exactly 7.18), 5 leave 11.79 (11.57), 20 leave
 
 No interval sees what its sample does not hold: a loss that strikes one case in 14 is absent from 20 clusters in 23 %
 of the draws. And where documents of unequal length lose as a lognormal of sigma 0.8, the 2.5 % are 4.6 to 5.3 % for
-20 to 45 clusters. `benchmarks/verdict.py` measures false PASS, coverage and power; docs/statistics.md has the table.
+20 to 45 clusters. `benchmarks/verdict.py` measures false PASS, coverage and power; benchmarks/RESULTS.md has the table.
 
 This module knows nothing of models, files or rules.
 """

@@ -48,11 +48,17 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
     """Letters, digits, dots, dashes and underscores: it names the run's folder."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of everything that is drawn: sides, beginnings, orders, limits."""
     data: Data
+    """Where the rows come from, what becomes of them, and which side each is on."""
     model: Model = Model()
+    """The base model, and what of it is trained."""
     train: Train = Train()
+    """How long, how fast and in which steps."""
     evaluate: Evaluate = Evaluate()
+    """What is asked of the base and the tuned model, who answers and who judges."""
     release: Release
+    """The rules that a tuned model must pass, and what leaves the house."""
 
     @model_validator(mode="after")
     def _slices_exist(self) -> Recipe:

@@ -16,7 +16,8 @@ FormatName = Literal["auto", "messages", "prompt_completion", "classification", 
 
 class Source(Section):
     path: str
-    """A file or a folder of files; relative to the recipe."""
+    """A file or a folder of files; relative to the recipe. In a folder, names such as train.jsonl, valid.csv,
+    dev_2.jsonl and test-00000.parquet say the side of their rows."""
     split: Side | None = None
     """The side all rows of this source belong to; None: the recipe's split decides."""
     format: FormatName | None = None
@@ -27,6 +28,7 @@ class Source(Section):
 
 class Dedupe(Section):
     use: Literal["dedupe"]
+    """Drop copies."""
     similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Jaccard similarity of word shingles of whole conversations; 1.0 removes exact copies only."""
 
@@ -36,7 +38,9 @@ class Split(Section):
     """`given`: rows carry a `split` column. `family`, or the name of a column whose values stay together.
     A side that a file or a source gives always wins."""
     valid_fraction: Fraction = 0.05
+    """Of the conversations, drawn for validation by seed, where no row is given that side."""
     test_fraction: Fraction = 0.10
+    """As `valid_fraction`, for the test side."""
     near_duplicate_similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Prompts at least this similar stay on one side, or are reported as leakage where sides are given."""
 
@@ -49,13 +53,16 @@ class Split(Section):
 
 class Data(Section):
     sources: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)]
+    """Files and folders of rows, one at least."""
     format: FormatName = "auto"
+    """The shape of the rows; auto: told from their columns."""
     fields: dict[str, str] = {}
     """messages, prompt, completion, text, label, system, split -> a column, or a template: '{table}\\n{question}'.
     `{column?}` may be absent from a row."""
     system: str | None = None
     """System text for conversations that have none."""
     clean: Annotated[tuple[Dedupe, ...], Field(strict=False)] = ()
+    """What is done before the sides are drawn, in this order: `[{use: dedupe}]` drops copies."""
     max_rejected_fraction: Fraction = 0.01
     """Above it the run stops: look at the data, not at the loss. 0 is strict."""
     limit: Count | None = None
@@ -63,7 +70,10 @@ class Data(Section):
     max_tokens: Count | None = None
     """A longer conversation is rejected, never cut. None: the base model's context window."""
     split: Split = Split()
+    """How each row gets its side."""
     slices: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Tags (columns that the model does not read): results are shown for each of their values, and rules may have to
+    hold in each."""
 
 
 def source_path(source: Source, folder: Path) -> Path:

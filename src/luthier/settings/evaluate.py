@@ -95,11 +95,12 @@ class Judge(Section):
     model: str
     """With `url`, the model's name there; else a base model as in `model.base`, run on this machine."""
     url: Urls = ()
-    """Where an OpenAI-compatible server answers, up to and with `/v1`; several share the work."""
+    """Where an OpenAI-compatible server answers, up to and with `/v1`; one, or several that share the work."""
     key_env: str | None = None
     """The environment variable that holds the key of the url; the key itself belongs in no recipe."""
     pinned: str | None = None
-    """With `url`, the exact version that every reply must come from; else how the SHA-256 of the weights begins."""
+    """With `url`, the exact version that every reply must come from; else how the fingerprint of
+    the model's files begins, as the report's notes name it behind an @."""
     by: Literal["reply", "likelihood"] | None = None
     """How the verdict is read. None: by url from the reply, on this machine from the likelihood of each verdict."""
     max_new_tokens: Count = 512
@@ -144,7 +145,7 @@ class Servers(Section):
     """OpenAI-compatible servers that write the answers of base and tuned model; likelihoods stay on this machine."""
 
     url: Annotated[Urls, Field(min_length=1)]
-    """Where they answer, up to and with `/v1`; several share the work, and stand in for each other."""
+    """Where they answer, up to and with `/v1`; one, or several that share the work and stand in for each other."""
     model: str
     """The base model's name there. The tuned one is loaded as an adapter beside it."""
     key_env: str | None = None
@@ -166,9 +167,11 @@ class Evaluate(Section):
     judges: Annotated[tuple[Judge, ...], Field(strict=False)] = ()
     """Language models that grade the answers or compare them; each gives a metric of its name."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Of the intervals by which the rules judge: 0.95 is 95 %."""
     limit: Count | None = None
     """At most this many test conversations, drawn by seed; said in the report."""
     max_new_tokens: Count = 128
+    """Of an answer; longer ones are cut off, counted and marked."""
     temperature: Annotated[float, Field(ge=0, le=5)] = 0.0
     """Answers to the test set are drawn at it; 0: the likeliest token each time."""
     draws: Count = 1

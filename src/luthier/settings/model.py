@@ -24,6 +24,8 @@ Names = Annotated[str | Annotated[tuple[str, ...], Field(strict=False)], AfterVa
 
 
 class Full(Section):
+    """All of the model's own weights; saved as a whole model."""
+
     method: Literal["full"]
 
 
@@ -46,10 +48,15 @@ class Partial(Section):
 
 
 class Lora(Section):
+    """Two thin matrices beside each frozen weight (Hu et al. 2021)."""
+
     method: Literal["lora"] = "lora"
     rank: Count = 16
+    """The thin side of the two matrices."""
     alpha: Positive = 32.0
+    """Changes are scaled by alpha / rank."""
     dropout: Fraction = 0.0
+    """Of an adapter's inputs, while it learns; above 0 the model runs row by row."""
     target: Names = "all-linear"
     """`all-linear`, a regular expression for whole names of modules, or a list of their endings."""
     last_layers: Count | None = None
@@ -59,13 +66,13 @@ class Lora(Section):
     dora: bool = False
     """Learn the norm of each row of a weight apart from its direction."""
     init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
-    """default, gaussian, orthogonal, pissa or olora. The last two begin with a weight's main directions; saved is the
-    change alone, as LoRA of twice the rank."""
+    """pissa and olora begin with a weight's main directions; saved is the change alone, as LoRA of twice the rank."""
     lora_plus_ratio: Positive = 1.0
     """The learning rate of B, in multiples of A's."""
     rank_pattern: dict[Pattern, Count] = {}
     """Other ranks by a regular expression for the end of a module's name, e.g. {v_proj: 32}."""
     alpha_pattern: dict[Pattern, Positive] = {}
+    """Other alphas, likewise."""
 
     @property
     def changes_base(self) -> bool:
@@ -140,6 +147,7 @@ class Bottleneck(Section):
     reduction: Count | None = None
     """Instead of `size`: the model's hidden size divided by it."""
     activation: Literal["relu", "gelu", "silu"] = "relu"
+    """Between the two layers of the bottleneck."""
     scale: Positive | None = None
     """Of what an adapter adds. None: 4 in parallel, else 1."""
     last_layers: Count | None = None
@@ -204,7 +212,7 @@ class Auto(Section):
 
 
 Adapt = Annotated[
-    Full | Partial | Lora | AdaLora | Peft | Bottleneck | Prompt | PTuning | Prefix | Auto,
+    Lora | AdaLora | Peft | Bottleneck | Prompt | PTuning | Prefix | Partial | Full | Auto,
     Field(discriminator="method"),
 ]
 WHOLE = (Full, Partial)
@@ -247,6 +255,8 @@ class Model(Section):
     """LoRA adapters that stay as they are and act together with what is trained (method full, partial, lora without
     dora, or adalora)."""
     adapt: Adapt = Lora()
+    """How, by its `method`; lora unless another is said. `auto` is short for `{method: auto}`, `{method: ia3}` for
+    `{method: peft, type: IA3}`."""
 
     @model_validator(mode="after")
     def _technique_takes_them(self) -> Model:

@@ -14,9 +14,14 @@ HUMAN_PREFERENCE = "human_preference"
 
 class Rule(Section):
     metric: str
+    """One that the evaluation measures: of `evaluate.metrics`, a judge, a suite, the general probe, people's votes."""
     must: Literal["beat_baseline", "not_regress"]
+    """beat_baseline: the whole interval of the change lies above the margin; not_regress: above minus the margin.
+    More is better here, whatever the metric's direction."""
     by_points: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """The margin, in the metric's own units."""
     by_relative: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """The margin, as a fraction of the baseline's value; give one of the two."""
     in_slices: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """The rule must hold in every value of these slices, each on its own."""
     where: dict[str, str] = {}

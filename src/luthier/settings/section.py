@@ -18,10 +18,11 @@ class Section(BaseModel):
 
 
 class Use(Section):
-    """A plug-in and its parameters: `rouge` or `{use: rouge, stem: true}`."""
+    """A plug-in and its parameters: `rouge1` or `{use: rouge1, stem: true}`."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
     use: str
+    """Its name, or `module:function` for one of your own; its parameters stand beside it."""
 
     @model_validator(mode="before")
     @classmethod

@@ -16,14 +16,19 @@ class EarlyStopping(Section):
 
 class Train(Section):
     epochs: Count = 3
+    """How often each training row is learned from, unless training stops early."""
     examples_per_step: Count = 16
     """Over all devices. How a step is cut into micro-batches is derived and does not change the gradient."""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """adamw_8bit: by bitsandbytes, with AdamW's two moments in 8 bits each (Dettmers et al. 2022)."""
     learning_rate: Positive = 2e-4
+    """The highest one, at the end of the warm-up."""
     warmup_fraction: Fraction = 0.05
+    """Of the run, in which the learning rate rises from 0."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """The learning rate after the warm-up: cosine falls to 0, constant stays."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """AdamW's, on matrices; norms and biases have none."""
     max_grad_norm: Positive | None = 1.0
     """Larger gradients are scaled down to it; null: as they are."""
     tokens_per_micro_batch: Count = 2048
@@ -37,6 +42,7 @@ class Train(Section):
     checks_per_epoch: Count = 2
     """Validations an epoch; each may save new best weights."""
     early_stopping: EarlyStopping | None = EarlyStopping()
+    """None: training runs to its end."""
     keep: Literal["best", "last"] = "best"
     """The weights that the run ends with: those of the lowest validation nll, or the last ones."""
     save_every_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0

@@ -49,7 +49,7 @@ FACTS = {
     "probe": "labels: share that a linear classifier on the base's hidden states gets right, mean over labels",
     "keeps_general": "1 if a release rule asks that general perplexity does not rise",
     "peak_bytes": "predicted peak memory",
-    "available_bytes": "memory that is available",
+    "available_bytes": "nine tenths of the memory that is available",
     "minutes": "predicted time of training",
     "max_train_minutes": "model.adapt.max_train_minutes, or train.max_minutes",
 }
@@ -98,7 +98,7 @@ _SMALL = ("lora-4", "lora-16-upper", "ia3")
 RULES = (
     AdviceRule(
         "fits", (), (When("peak_bytes", ">", "available_bytes"),), None,
-        "its predicted peak is more than the memory that is available",
+        "its predicted peak is more than nine tenths of the memory that is available",
         "prediction by luthier.cost, corrected by the trial step; benchmarks/advise.py measures how good it is",
     ),
     AdviceRule(
