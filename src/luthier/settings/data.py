@@ -32,9 +32,9 @@ class Dedupe(Section):
 
 
 class Split(Section):
-    by: str = "family"
-    """`given`: rows carry a `split` column. `family`, or the name of a column whose values stay together.
-    A side that a file or a source gives always wins."""
+    by: str = "row"
+    """`row`: each by itself (equal ones and near-duplicate prompts stay together in any case); `given`: rows carry a
+    `split` column; or the name of a column whose values stay together. A side that a file or a source gives wins."""
     valid_fraction: Fraction = 0.05
     test_fraction: Fraction = 0.10
     near_duplicate_similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
