@@ -15,6 +15,7 @@ their range, and how far the losses of a way ever were from TRL's stands beside 
     packed   trl, packing=True, packing_strategy="bfd", max_length=1024 (its default), one such row at a time: CPU
              attention computes a dense mask over it, so longer rows are slower
     generic  Luthier on the model's own layers        fused    Luthier on its fused layers, where it has them
+    rounded  fused, products in bfloat16
 
 Where a step's padded examples are more than 3,200 tokens (`curves` alone), TRL accumulates gradients, as memory asks.
 `memory` is of a fresh process that trains in one way. `losses` trains with each way on its own, from the same weights.
@@ -120,6 +121,9 @@ def open_ways(setting: Setting, method: str, names: Sequence[str]) -> dict[str, 
             found["generic"] = our_way(decoder, None)
         if "fused" in own and fused is not None:
             found["fused"] = our_way(decoder, fused)
+        if "rounded" in own and fused is not None:
+            rounded = Decoder(decoder.model, torch.bfloat16)
+            found["rounded"] = our_way(rounded, rounded.fused)
     return found
 
 
@@ -158,7 +162,7 @@ def update(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-OUR_WAYS = ("generic", "fused")
+OUR_WAYS = ("generic", "fused", "rounded")
 TRL_WAYS: dict[str, dict[str, bool]] = {
     "trl": {},
     "learned": {"only_learned": True},
@@ -314,7 +318,7 @@ def curves(setting: Setting, method: str, _: Sequence[str]) -> Iterator[str]:
     """TRL against the fastest of our ways."""
     sizes = STEP_SIZES[:3] if setting.quick else STEP_SIZES
     yield table(f"TRL's time over ours, {method}", *(f"{n} a step" for n in sizes))
-    ways = open_ways(setting, method, ("trl", *OUR_WAYS))
+    ways = open_ways(setting, method, ("trl", "generic", "fused"))
     ours = list(ways)[-1]
     for prefix in PREFIXES[:2] if setting.quick else PREFIXES:
         cells = []

@@ -145,7 +145,7 @@ RECIPE = """
 name: {name}
 data:
   sources: [{{path: rows.jsonl}}]
-  split: {{by: family, valid_fraction: 0.1, test_fraction: 0.3}}
+  split: {{by: row, valid_fraction: 0.1, test_fraction: 0.3}}
 model: {{base: "{base}", {adapters} adapt: {{rank: 4}}}}
 train: {{epochs: 2, examples_per_step: 8, learning_rate: 1e-2}}
 evaluate: {{max_new_tokens: 8, probe_documents: 24, metrics: [perplexity, token_f1]}}

@@ -14,7 +14,7 @@ import pytest
 
 RECIPE = """
 name: tiny
-data: {{sources: [{{path: rows.jsonl}}], split: {{by: family, valid_fraction: 0.1, test_fraction: 0.3}}}}
+data: {{sources: [{{path: rows.jsonl}}], split: {{by: row, valid_fraction: 0.1, test_fraction: 0.3}}}}
 model: {{base: "{base}"}}
 train: {{epochs: 1, examples_per_step: 8, learning_rate: {rate}}}
 evaluate: {{max_new_tokens: 4, probe_documents: 24, suites: [], metrics: [perplexity]}}

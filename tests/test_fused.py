@@ -229,7 +229,7 @@ def test_float32_weights_in_bfloat16_products(family: str, monkeypatch: pytest.M
     """What a GPU makes of full fine-tuning: as good as bfloat16 weights, and gradients come in float32."""
     model, batch = drawn(family, torch.float32).requires_grad_(True), make_batch(random_examples(1))
     expected = run(Decoder(model), batch)
-    monkeypatch.setattr(fused, "_computed_in", lambda layers: torch.bfloat16)
+    monkeypatch.setattr(fused, "_computed_in", lambda *_: projections.Entry(torch.bfloat16, torch.bfloat16))
     decoder = Decoder(model)
     assert decoder.path == FUSED and decoder.fused is not None and decoder.fused.dtype is torch.bfloat16
     found = run(decoder, batch)
@@ -248,8 +248,50 @@ def test_in_bfloat16_frozen_weights_are_not_copied_and_adapters_not_rounded_into
     signs = torch.tensor([1.0, -1.0]).repeat(32)[None]
     linear, a, b = nn.Linear(64, 1, bias=False, dtype=torch.bfloat16), signs.clone(), torch.full((1, 1), 2.0**-10)
     nn.init.ones_(linear.weight)
-    entered = projections._Entered.of([projections._Matrix(linear, a, b, 1.0)], torch.bfloat16)
+    matrices = [projections._Matrix(linear, a, b, 1.0)]
+    parts = projections._parts(matrices, torch.bfloat16)
+    entered = projections._Entered.of(matrices, torch.bfloat16, torch.bfloat16, parts)
     assert entered.outputs(signs.bfloat16(), None).item() == 64 * 2.0**-10  # 1 + 2**-10 is 1 in bfloat16
+
+
+@pytest.mark.parametrize("way", ["full", "lora", "rank patterns"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_products_between_float32_states(family: str, way: str) -> None:
+    """What a CPU makes of `precision: bfloat16`: as close to float64 as bfloat16 throughout; logits are float32."""
+    whole = WAYS[way](drawn(family, torch.float64))
+    with in_full(whole):
+        exactly = Decoder(whole)
+    decoder, all_rounded = Decoder(copy.deepcopy(whole).float(), torch.bfloat16), Decoder(rounded(family, way))
+    assert decoder.path == FUSED and decoder.precision == "float32, products in bfloat16"
+    ours, theirs = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for batch in (make_batch(random_examples(seed)) for seed in range(5)):
+        with in_full(whole):
+            exact = run(exactly, batch)
+        found = run(decoder, batch)
+        ours, theirs = ours + errors(found, exact), theirs + errors(run(all_rounded, batch), exact)
+    assert {found[0].dtype, decoder.head(found[0]).dtype, *(g.dtype for g in found[1].values())} == {torch.float32}
+    assert (ours > 5e-3).all(), "products are in bfloat16"
+    assert (ours < 1.1 * theirs).all(), (ours, theirs)
+
+
+def test_frozen_weights_are_rounded_once_and_others_at_each_entry() -> None:
+    decoder = Decoder(WAYS["last layer"](drawn("llama", torch.float32)), torch.bfloat16)
+    batch = make_batch(random_examples(1))
+
+    def entry() -> tuple[list[int], Tensor]:
+        assert decoder.fused is not None
+        with decoder.entered():
+            states = decoder.tree_states(batch).detach()
+            parts = [part.data_ptr() for one in decoder.fused._entry.matrices.values() for part in one.parts]
+        return parts, states
+
+    (first, states), (second, again) = entry(), entry()
+    assert first[:4] == second[:4] and torch.equal(states, again)
+    for i, layer in enumerate(decoder.layers()[1]):
+        with torch.no_grad():
+            layer.mlp.down_proj.weight.mul_(2)  # type: ignore[union-attr, operator]
+        before, states = states, entry()[1]
+        assert not torch.equal(states, before), f"layer {i} was changed in place, and its copy is the old one"
 
 
 @needs_interpreter

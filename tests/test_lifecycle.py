@@ -24,7 +24,7 @@ name: tiny
 seed: 3
 data:
   sources: [{{path: rows.jsonl}}]
-  split: {{by: family, valid_fraction: 0.1, test_fraction: 0.3}}
+  split: {{by: row, valid_fraction: 0.1, test_fraction: 0.3}}
   slices: [topic]
 model: {{base: "{base}", adapt: {{method: lora, rank: 4}}}}
 train: {{epochs: 3, examples_per_step: 8, learning_rate: 1e-2, save_every_s: 0.0}}
@@ -100,6 +100,15 @@ def test_a_run_leaves_everything_that_it_promises(project: Path) -> None:
         record = stage_record(done.folder, stage)
         assert record and record.artifacts and record.finished >= record.started
     assert RunRecord.read(release / "record.json").parents.keys() == {"prepare", "train", "evaluate"}
+
+
+def test_a_run_that_is_given_stays_where_it_is(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = lifecycle.run(project / "recipe.yaml", workspace=project / "elsewhere", until="prepare")
+    monkeypatch.chdir(project)
+    assert lifecycle.run(first.folder, until="prepare").folder == first.folder
+    monkeypatch.chdir(first.folder)
+    assert lifecycle.run(".", until="prepare").folder == first.folder
+    assert lifecycle.run(project / "recipe.yaml", until="prepare").folder.parent == Path("runs")
 
 
 def test_a_learned_prompt_is_judged_released_and_talked_to_beside_the_base(project: Path) -> None:

@@ -281,7 +281,7 @@ RECIPE = """
 name: orders
 data:
   sources: [{{path: rows.jsonl}}]
-  split: {{by: family, valid_fraction: 0.1, test_fraction: 0.3}}
+  split: {{by: row, valid_fraction: 0.1, test_fraction: 0.3}}
 model: {{base: "{base}", new_tokens: ["<order>", "</order>", "<never>"], adapt: {{rank: 4}}}}
 train: {{epochs: 3, examples_per_step: 8, learning_rate: 1e-2}}
 evaluate: {{max_new_tokens: 12, probe_documents: 24, metrics: [perplexity, token_f1]}}

@@ -286,7 +286,7 @@ def test_gates_that_are_mostly_refused_show_no_gain() -> None:
 
 RECIPE = """
 name: tiny
-data: {{sources: [{{path: rows.jsonl}}], split: {{by: family, valid_fraction: 0.1, test_fraction: 0.4}}}}
+data: {{sources: [{{path: rows.jsonl}}], split: {{by: row, valid_fraction: 0.1, test_fraction: 0.4}}}}
 model: {{base: "{base}"}}
 train: {{epochs: 1, examples_per_step: 8, learning_rate: 1e-3}}
 evaluate: {{max_new_tokens: 4, probe_documents: 24, suites: [], metrics: [perplexity, {{use: "own:nats"}}]}}

@@ -38,6 +38,9 @@ Set = Annotated[
 ]
 MaxMinutes = Annotated[float | None, typer.Option(help="Stop training within this time (train.max_minutes).")]
 Workspace = Annotated[Path, typer.Option(help="Where runs lie.")]
+OwnWorkspace = Annotated[
+    Path | None, typer.Option(help="Where runs lie: ./runs, or where the run lies that is given.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Quietly = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result.")]
 RUNS = Path("runs")
@@ -148,7 +151,7 @@ def _until(stage: Stage, doc: str) -> None:
         target: Target,
         settings: Set = None,
         max_minutes: MaxMinutes = None,
-        workspace: Workspace = RUNS,
+        workspace: OwnWorkspace = None,
         as_json: Json = False,
         quiet: Quietly = False,
     ) -> None:
@@ -181,7 +184,7 @@ def run(
     target: Target,
     settings: Set = None,
     max_minutes: MaxMinutes = None,
-    workspace: Workspace = RUNS,
+    workspace: OwnWorkspace = None,
     require_pass: RequirePass = False,
     as_json: Json = False,
     quiet: Quietly = False,
@@ -222,7 +225,7 @@ def trials(
     new_seeds: Annotated[int | None, typer.Option(help="To judge the winner by; else as many as --seeds.")] = None,
     metric: Annotated[str | None, typer.Option(help="What decides; else the recipe's first rule's metric.")] = None,
     held_out: Annotated[float, typer.Option(help="Of the training side: half to choose, half to report by.")] = 0.3,
-    workspace: Workspace = RUNS,
+    workspace: OwnWorkspace = None,
     as_json: Json = False,
     quiet: Quietly = False,
 ) -> None:
@@ -257,7 +260,7 @@ def advise(
         bool, typer.Option("--trials/--no-trials", help="Compare the first three by short trials.")
     ] = True,
     max_train_minutes: Annotated[float | None, typer.Option(help="What would train longer is out.")] = None,
-    workspace: Workspace = RUNS,
+    workspace: OwnWorkspace = None,
     as_json: Json = False,
     quiet: Quietly = False,
 ) -> None:

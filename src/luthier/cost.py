@@ -32,8 +32,8 @@ from luthier.batch import Batch, make_batch
 from luthier.decoder import Decoder
 from luthier.encode import Encoded
 from luthier.errors import ModelError
-from luthier.models import Base, pick_device, pick_dtype, quiet_transformers
-from luthier.settings import Adapt, Lora
+from luthier.models import Base, held_in, multiplied_in, pick_device, pick_dtype, quiet_transformers
+from luthier.settings import Adapt, Lora, Precision
 
 META = torch.device("meta")
 MOMENT_BYTES = 8
@@ -127,7 +127,7 @@ Step = Callable[[Decoder, Batch], object]
 # -- a step on shapes ------------------------------------------------------------------------------------
 
 
-def on_shapes(base: Base, how: Adapt) -> Decoder:
+def on_shapes(base: Base, how: Adapt, precision: Precision = "auto") -> Decoder:
     """The base with the technique on it, without numbers.
 
     Raises ModelError as `adapt` does for what does not fit the model, LU-M022 for a model that runs row by row.
@@ -138,9 +138,9 @@ def on_shapes(base: Base, how: Adapt) -> Decoder:
         how = how.model_copy(update={"init": "default"})
     with quiet_transformers(), META:
         config = AutoConfig.from_pretrained(base.folder)
-        model = AutoModelForCausalLM.from_config(config, dtype=pick_dtype(pick_device()))
+        model = AutoModelForCausalLM.from_config(config, dtype=held_in(precision) or pick_dtype(pick_device()))
         with _Ledger():  # which answers what a model asks of numbers
-            decoder = Decoder(adapt(model, how, base, seed=0))
+            decoder = Decoder(adapt(model, how, base, seed=0), multiplied_in(precision))
     if not decoder.shares:
         raise ModelError.of("LU-M022", base.name, f"its steps cannot be foretold: it runs {decoder.path}")
     return decoder

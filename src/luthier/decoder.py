@@ -35,10 +35,14 @@ LOGITS_CHUNK = 512
 
 
 class Decoder:
-    """A causal language model as body and head. `path` says which forward runs, and why."""
+    """A causal language model as body and head. `path` says which forward runs, and why.
 
-    def __init__(self, model: nn.Module) -> None:
+    `products`: what fused layers multiply float32 weights in; None: bfloat16 on a GPU that has it, float32 elsewhere.
+    """
+
+    def __init__(self, model: nn.Module, products: torch.dtype | None = None) -> None:
         self.model = model
+        self._products = products
         # peft wraps; Any, because torch types the attributes of a Module as Tensor | Module
         self._inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self._root = Root.of(model)
@@ -70,6 +74,14 @@ class Decoder:
             ]
         again = [f"{self.recompute} layers computed again in the backward pass"] if self.recompute else []
         return "; ".join([*parts, *again])
+
+    @property
+    def precision(self) -> str:
+        """What it computes in, in words."""
+        stored = next((p.dtype for p in self.body.parameters() if p.ndim == 2), torch.float32)
+        products = self.fused.dtype if self.fused else stored
+        name, other = (str(dtype).removeprefix("torch.") for dtype in (stored, products))
+        return name if name == other else f"{name}, products in {other}"
 
     @property
     def body(self) -> Any:
@@ -249,7 +261,7 @@ def _fuse(decoder: Decoder) -> str | None:
     expected = None if decoder.device.type == "meta" else decoder.tree_states(batch)
     try:
         _, layers = decoder.layers()
-        decoder.fused = FusedLayers(list(layers), decoder._linear)
+        decoder.fused = FusedLayers(list(layers), decoder._linear, decoder._products)
         if expected is None:
             return None
         worst = float((decoder.tree_states(batch) - expected).norm() / expected.norm())

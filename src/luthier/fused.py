@@ -5,8 +5,8 @@
 A layer is four projections (`projections.py`), rotation and attention. `FusedLayers` takes layers by their structure
 and refuses, in words, what it does not know; whether they compute what the model's own layers do is checked by
 `Decoder` at load. Merged weights are those of the moment of entry: nothing may learn between entry and exit, and no
-adapter be switched. A GPU computes float32 weights in bfloat16: a copy is rounded at entry, and what is learned adds up
-in float32.
+adapter be switched. Float32 weights may be multiplied in bfloat16: copies are rounded, what is learned adds up in
+float32. On a GPU states are bfloat16 then too; on a CPU they stay float32, and so does the head.
 """
 
 from __future__ import annotations
@@ -28,25 +28,28 @@ from luthier.quantized import QuantizedLinear
 
 
 class FusedLayers:
-    """Stands for a model's layers. Raises ValueError if one of them has another structure, saying what is different."""
+    """Stands for a model's layers. Raises ValueError if one of them has another structure, saying what is different.
 
-    def __init__(self, layers: Sequence[nn.Module], head: nn.Module) -> None:
+    `products`: what float32 weights are multiplied in; None: in bfloat16 on a GPU that has it.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], head: nn.Module, products: torch.dtype | None = None) -> None:
         if any(_hooked(module) for module in (*layers, head)):
             raise ValueError("something hooks into them")  # an adapter perhaps: it would neither act nor learn
-        self._entry = Entry(_computed_in(layers))
+        self._entry = _computed_in(layers, products)
         self._fused = {id(layer): _FusedLayer(layer, self._entry) for layer in layers}
         if self.dtype is torch.bfloat16:
             _check_in_full(layers[0])
-        self._head = Projection((head,), self._entry)
+        self._head = Projection((head,), self._entry, in_full=True)
 
     @property
     def dtype(self) -> torch.dtype:
-        """What they compute in."""
-        return self._entry.dtype
+        """What they multiply in."""
+        return self._entry.products
 
     def head(self, hidden: Tensor) -> Tensor:
         """What the output embeddings give: hidden states (m, D) -> (m, V)."""
-        return self._head(hidden.to(self.dtype))
+        return self._head(hidden.to(self._entry.states))
 
     def of(self, layers: Sequence[nn.Module]) -> list[nn.Module]:
         """These layers, fused where they are known."""
@@ -57,15 +60,17 @@ class FusedLayers:
         return self._entry.entered()
 
 
-def _computed_in(layers: Sequence[nn.Module]) -> torch.dtype:
-    """The weights' own type, bfloat16 if some are; on a GPU float32 becomes it. Raises ValueError for other types."""
+def _computed_in(layers: Sequence[nn.Module], products: torch.dtype | None) -> Entry:
+    """The weights' own type, bfloat16 if some are; float32 as is asked. Raises ValueError for other types."""
     parameters = [tensor for layer in layers for tensor in _stored(layer)]
-    dtypes = {p.dtype for p in parameters}
-    if dtypes in ({torch.float32}, {torch.float64}):
-        rounds = dtypes == {torch.float32} and parameters[0].is_cuda and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if rounds else parameters[0].dtype
+    dtypes, on_gpu = {p.dtype for p in parameters}, parameters[0].is_cuda
+    if dtypes == {torch.float64}:
+        return Entry(torch.float64, torch.float64)
+    if dtypes == {torch.float32}:
+        products = products or (torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32)
+        return Entry(products if on_gpu else torch.float32, products)
     if torch.bfloat16 in dtypes and dtypes <= {torch.bfloat16, torch.float32}:
-        return torch.bfloat16
+        return Entry(torch.bfloat16, torch.bfloat16)
     raise ValueError(f"their weights are {', '.join(sorted(map(str, dtypes)))}")
 
 
@@ -86,7 +91,7 @@ def _check_in_full(layer: Any) -> None:
     given = {"position_embeddings": (angles.cos(), angles.sin())}
     expected = own(states, attention_mask=torch.full((1, 1, n, n), -torch.inf, dtype=torch.float64).triu(1), **given)
     attend = TreePlan((Segment(0, n, -1),), ((),), states.device).attend
-    found = _FusedLayer(own, Entry(torch.float64))(states, packed_attend=attend, **given)
+    found = _FusedLayer(own, Entry(torch.float64, torch.float64))(states, packed_attend=attend, **given)
     worst = float((found - expected).norm() / (expected - states).norm())
     if not worst <= 1e-5:  # their norms and softmax are float32 within, which gives about 1e-7
         raise ValueError(f"fused, their states differ by {worst:.1e}")
@@ -128,7 +133,7 @@ class _FusedLayer(nn.Module):
     ) -> Tensor:
         qkv, output, gate_up, down = self._projections
         cos, sin = (x[0].contiguous() for x in position_embeddings)
-        x = states[0].to(qkv.entry.dtype)
+        x = states[0].to(qkv.entry.states)
         heads = self._normed(qkv(x), cos.shape[-1])
         query, key, value = _Rotated.apply(heads, cos, sin, self._kv_heads)
         attended = packed_attend(query, key, value, self._scaling)

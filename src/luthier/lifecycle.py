@@ -76,7 +76,7 @@ def run(
     target: str | Path,
     *,
     overrides: tuple[str, ...] = (),
-    workspace: Path = WORKSPACE,
+    workspace: Path | None = None,
     until: Stage = "release",
     report: Reporter | None = None,
     advisor: Advisor | None = None,
@@ -85,10 +85,12 @@ def run(
 
     With `adapt: auto` the `advisor` is asked first, and what comes after is that of a recipe with its choice.
 
-    `target` is a recipe, a run's folder, or data: a file or folder from which a recipe is derived and kept.
+    `target` is a recipe, a run's folder, or data: a file or folder from which a recipe is derived and kept. Without a
+    `workspace` runs lie in ./runs, and a run that is given stays where it is.
     Raises LuthierError of many kinds; whatever was finished stays.
     """
     report = report or Quiet()
+    workspace = workspace or workspace_of(target)
     recipe, origin = open_target(target, overrides, report)
     folder = workspace / f"{recipe.name}-{keys.identity(recipe, origin)}"
     with _alone(folder):
@@ -108,6 +110,14 @@ def run(
             if stage == "prepare" and until in ("evaluate", "release"):
                 _foresee(work)
     return read_run(folder)
+
+
+def workspace_of(target: str | Path) -> Path:
+    """Where the runs of a target lie, if nobody says where."""
+    path = Path(target)
+    if not (path / "run.json").is_file():
+        return WORKSPACE
+    return path.parent if path.name else path.resolve().parent  # of "." the parent is "." again
 
 
 def open_target(target: str | Path, overrides: tuple[str, ...], report: Reporter) -> tuple[Recipe, Path]:

@@ -24,7 +24,7 @@ from luthier.errors import ModelError, did_you_mean, first_line
 from luthier.files import cache_folder, fresh_folder, locked, sha256_of, sha256_once
 from luthier.machine import skip_in_collections
 from luthier.quantized import while_loading
-from luthier.settings import Quantize
+from luthier.settings import Precision, Quantize
 from luthier.vocabulary import add_rows, add_tokens
 
 BUILT_IN = {
@@ -202,8 +202,18 @@ def pick_device() -> torch.device:
 
 
 def pick_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where the GPU has it; fp32 on CPUs, where bf16 without AMX measures four times slower."""
+    """What a model is held and computed in: bfloat16 on a GPU that has it, float32 elsewhere."""
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def multiplied_in(precision: Precision) -> torch.dtype | None:
+    """`products` of a `Decoder` that trains."""
+    return None if precision == "auto" else torch.float32 if precision == "float32" else torch.bfloat16
+
+
+def held_in(precision: Precision) -> torch.dtype | None:
+    """`dtype` of the base that it trains: on a CPU, layers that are not fused are fast in float32 alone."""
+    return multiplied_in(precision) if pick_device().type == "cuda" else None
 
 
 def load_tokenizer(base: Base) -> Any:

@@ -8,7 +8,8 @@ matrix. Only inputs are kept for the backward pass, not what the cheap part made
 bits (`quantized.py`), a projection's matrix is made, and merged, for each product.
 
 In bfloat16 a merged weight would lose most of what its adapter has learned: there x A' B' is added to x W', with all A
-of a projection in one product and all B in another, and W is not copied. This module knows nothing of layers.
+of a projection in one product and all B in another, and W is not copied. States, adapters and sums may stay in float32
+beside products in bfloat16: then what does not learn is rounded once. This module knows nothing of layers.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from luthier.quantized import QuantizedLinear
 class Entry:
     """How often the layers are entered at the moment, and the matrices of each projection that has run since."""
 
-    dtype: torch.dtype
+    states: torch.dtype
+    """Of what goes from one projection to the next."""
+    products: torch.dtype
+    """What matrices are multiplied in."""
     depth: int = 0
     matrices: dict[int, _Entered] = field(default_factory=dict)
 
@@ -146,7 +150,10 @@ class Projection:
     modules: tuple[nn.Module, ...]
     entry: Entry
     before: Norm | Gate | None = None
+    in_full: bool = False  # multiplied in what states are in
     sizes: list[int] = field(init=False)  # of each matrix's outputs
+    _rounded: list[Tensor] | None = field(init=False, default=None)
+    _rounded_from: list[tuple[Tensor, int]] = field(init=False, default_factory=list)  # weights and their versions
 
     def __post_init__(self) -> None:
         self.sizes = [_Matrix.of(module).n_outputs for module in self.modules]
@@ -154,12 +161,25 @@ class Projection:
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         entered = self.entry.matrices.get(id(self))
         if entered is None:
-            entered = _Entered.of([_Matrix.of(module) for module in self.modules], self.entry.dtype)
+            entered = self._entered()
             if self.entry.depth:
                 self.entry.matrices[id(self)] = entered
         learned = [tensor for matrix in entered.matrices for tensor in matrix.tensors()]
         norm = None if self.before is None else self.before.weight
         return _Projected.apply(self.before, entered, x, residual, norm, *learned)  # type: ignore[no-any-return]
+
+    def _entered(self) -> _Entered:
+        states, dtype = self.entry.states, self.entry.states if self.in_full else self.entry.products
+        matrices = [_Matrix.of(module) for module in self.modules]
+        weights = [m.linear.weight for m in matrices if not isinstance(m.linear, QuantizedLinear)]
+        if len(weights) < len(matrices):
+            return _Entered.of(matrices, dtype, states, None)
+        if not _beside(dtype) or any(w.requires_grad or w.dtype is dtype for w in weights):
+            return _Entered.of(matrices, dtype, states, _parts(matrices, dtype))
+        same = all(w is old and w._version == v for w, (old, v) in zip(weights, self._rounded_from, strict=False))
+        if self._rounded is None or not same:
+            self._rounded, self._rounded_from = _parts(matrices, dtype), [(w, w._version) for w in weights]
+        return _Entered.of(matrices, dtype, states, self._rounded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +187,7 @@ class _Entered:
     """Matrices side by side, as they are at entry. All adapters together have rank R."""
 
     matrices: list[_Matrix]
-    dtype: torch.dtype
+    dtype: torch.dtype  # of their products
     kept: list[Tensor] | None  # as `_parts`; None where one of them is in few bits
     bias: Tensor | None  # (O,)
     down: Tensor | None  # (R, D): every A
@@ -175,17 +195,18 @@ class _Entered:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, matrices: list[_Matrix], dtype: torch.dtype) -> _Entered:
-        kept = None if any(isinstance(m.linear, QuantizedLinear) for m in matrices) else _parts(matrices, dtype)
+    def of(
+        cls, matrices: list[_Matrix], dtype: torch.dtype, states: torch.dtype, kept: list[Tensor] | None
+    ) -> _Entered:
         biases: list[Tensor] = [
             m.stored.new_zeros(m.n_outputs) if m.linear.bias is None else m.linear.bias for m in matrices
         ]
-        bias = torch.cat(biases).to(dtype) if any(m.linear.bias is not None for m in matrices) else None
+        bias = torch.cat(biases).to(states) if any(m.linear.bias is not None for m in matrices) else None
         if not any(m.rank for m in matrices):
             return cls(matrices, dtype, kept, bias, None, None)
         ups = [m.stored.new_empty(m.n_outputs, 0) if m.b is None else m.scale * m.b for m in matrices]
         down = torch.cat([m.a for m in matrices if m.a is not None])
-        return cls(matrices, dtype, kept, bias, down.to(dtype), torch.block_diag(*ups).to(dtype))
+        return cls(matrices, dtype, kept, bias, down.to(states), torch.block_diag(*ups).to(states))
 
     @property
     def parts(self) -> list[Tensor]:
@@ -193,24 +214,29 @@ class _Entered:
 
     def outputs(self, x: Tensor, plus: Tensor | None) -> Tensor:
         """Inputs (N, D) -> outputs (N, O), `plus` included."""
-        parts = self.parts
-        if len(parts) == 1:
-            out = x @ parts[0].T if plus is None else torch.addmm(plus, x, parts[0].T)
-        else:
-            assert plus is None
-            out = x.new_empty(len(x), sum(map(len, parts)))
+        given, parts = x.to(self.dtype), self.parts
+        if len(parts) > 1:
+            out = given.new_empty(len(given), sum(map(len, parts)))
             for part, columns in _by_columns(parts, out):
-                torch.mm(x, part.T, out=columns)
+                torch.mm(given, part.T, out=columns)
+        elif plus is not None and plus.dtype is self.dtype:
+            out, plus = torch.addmm(plus, given, parts[0].T), None
+        else:
+            out = given @ parts[0].T
+        out = out.to(x.dtype)
+        if plus is not None:
+            out += plus
         if _beside(self.dtype) and self.down is not None and self.up is not None:
             out.addmm_(x @ self.down.T, self.up.T)
         return out if self.bias is None else out.add_(self.bias)
 
     def inputs_grad(self, dy: Tensor) -> Tensor:
         """d loss / d outputs (N, O) -> d loss / d inputs (N, D)."""
-        (part, columns), *more = _by_columns(self.parts, dy)
+        (part, columns), *more = _by_columns(self.parts, dy.to(self.dtype))
         dx = columns @ part
         for part, columns in more:
             dx.addmm_(columns, part)
+        dx = dx.to(dy.dtype)
         if _beside(self.dtype) and self.down is not None and self.up is not None:
             dx.addmm_(dy @ self.up, self.down)
         return dx
@@ -228,7 +254,7 @@ class _Entered:
         for i, matrix in enumerate(self.matrices):
             weight, bias, a, b = wanted[4 * i : 4 * i + 4]
             rows, columns = slice(row, row + matrix.rank), slice(column, column + matrix.n_outputs)
-            yield dy[:, columns].T @ x if weight else None
+            yield dy[:, columns].to(self.dtype).T @ x.to(self.dtype) if weight else None
             yield dy[:, columns].sum(0) if bias else None
             yield d_down[rows] if a else None
             yield d_up[rows, columns].T * matrix.scale if b else None
@@ -244,6 +270,7 @@ def _by_columns(parts: list[Tensor], outputs: Tensor) -> Iterator[tuple[Tensor, 
     return zip(parts, outputs.split([len(part) for part in parts], dim=1), strict=True)
 
 
+@torch.no_grad()
 def _parts(matrices: list[_Matrix], dtype: torch.dtype) -> list[Tensor]:
     """One below the other, (O, D): as they are where they can stay so, else in one, with their adapters if merged."""
     first, beside = matrices[0], _beside(dtype)

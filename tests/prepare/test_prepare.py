@@ -180,13 +180,14 @@ def test_a_split_column(prepare_lines: Lines) -> None:
     assert prepared.all()[0].tags == {}
 
 
-def test_split_by_a_column_keeps_its_values_together(prepare_lines: Lines) -> None:
-    good = [chat(f"How much is {i} of {i * 3}?", f"It is {i}.", customer=f"c{i % 7}") for i in range(70)]
-    split = {"by": "customer", "valid_fraction": 0.2, "test_fraction": 0.2}
+@pytest.mark.parametrize("column", ["customer", "family"])
+def test_split_by_a_column_keeps_its_values_together(prepare_lines: Lines, column: str) -> None:
+    good = [chat(f"How much is {i} of {i * 3}?", f"It is {i}.", **{column: f"c{i % 7}"}) for i in range(70)]
+    split = {"by": column, "valid_fraction": 0.2, "test_fraction": 0.2}
     prepared = prepare_lines(good=good, split=split)
-    seen = [{c.tags["customer"] for c in prepared.side(side)} for side in ("train", "validation", "test")]
+    seen = [{c.tags[column] for c in prepared.side(side)} for side in ("train", "validation", "test")]
     assert all(seen) and sum(map(len, seen)) == 7
-    assert prepared.all()[0].family.startswith("customer=c")
+    assert prepared.all()[0].family.startswith(f"{column}=c")
 
 
 def test_dedupe_drops_copies_and_near_copies_but_not_other_answers(prepare_lines: Lines) -> None:
@@ -292,7 +293,7 @@ def test_derive_for_one_file(tmp_path: Path) -> None:
     recipe = validate(tree, "derived", tmp_path)
     assert recipe.name == "my-tickets"
     assert recipe.data.system == "Classify the text. Answer with one of: a, b."
-    assert recipe.data.slices == ("lang",) and recipe.data.split.by == "family"
+    assert recipe.data.slices == ("lang",) and recipe.data.split.by == "row"
     assert (recipe.train.epochs, recipe.evaluate.max_new_tokens) == (6, 16)
     assert recipe.evaluate.limit == 10_000, "20,000 label scores a model"
 

@@ -177,7 +177,7 @@ AUDIT = AuditReport(
     tokens={"n_tokens": 141220, "n_learned": 32611, "longest": 402},
     hashes={"data/shop.jsonl": "5f" * 32},
     notes=(
-        "The split was derived: by family, 5 % validation, 19 % test.",
+        "The split was derived: by row, 5 % validation, 19 % test.",
         "Prompts more alike than 0.8 were kept on one side: 41 conversations moved.",
     ),
 )

@@ -72,14 +72,20 @@ def test_other_ways_to_adapt_keep_nothing(tiny: Path, tmp_path: Path, how: Lora 
         assert path == decoder.path and decoder.shortcut is None
 
 
-def upper_recipe() -> Any:
-    return make_recipe(adapt={"method": "lora", "rank": 4, "target": UPPER}, tokens_per_micro_batch=256)
+def upper_recipe(**settings: Any) -> Any:
+    return make_recipe(adapt={"method": "lora", "rank": 4, "target": UPPER}, tokens_per_micro_batch=256, **settings)
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, base = prepared(tmp_path / "data", 37), find_base(str(tiny))
-    straight = train(upper_recipe(), data, base, tmp_path / "straight")
-    assert straight.path == f"{FUSED}; layer 0 once per example" and straight.steps == 10
+@pytest.mark.parametrize(
+    ("precision", "digits"), [("float32", "float32"), ("bfloat16", "float32, products in bfloat16")]
+)
+def test_a_killed_run_goes_on_to_the_same_bits(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, digits: str
+) -> None:
+    data, base, recipe = prepared(tmp_path / "data", 37), find_base(str(tiny)), upper_recipe(precision=precision)
+    straight = train(recipe, data, base, tmp_path / "straight")
+    assert straight.path == f"{FUSED}; layer 0 once per example; in {digits}" and straight.steps == 10
+    assert straight.checks[-1].nll < straight.checks[0].nll
     real_step = loop._step
     for kill_at in (0, 3, 7, 9):
 
@@ -90,9 +96,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(tiny: Path, tmp_path: Path, monke
 
         monkeypatch.setattr(loop, "_step", step_or_die)
         with pytest.raises(KeyboardInterrupt):
-            train(upper_recipe(), data, base, tmp_path / "killed")
+            train(recipe, data, base, tmp_path / "killed")
     monkeypatch.setattr(loop, "_step", real_step)
-    resumed = train(upper_recipe(), data, base, tmp_path / "killed")
+    resumed = train(recipe, data, base, tmp_path / "killed")
     weights = [tmp_path / name / "model" / "adapter_model.safetensors" for name in ("straight", "killed")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert resumed.checks == straight.checks and resumed.curve == straight.curve
@@ -105,7 +111,7 @@ def test_training_says_its_path_and_leaves_no_states(
     monkeypatch.setattr(Quiet, "say", lambda self, text: said.append(text))
     data, base = prepared(tmp_path / "data"), find_base(str(tiny))
     kept = train(upper_recipe(), data, base, tmp_path / "kept")
-    assert said == [f"forward path: {FUSED}; layer 0 once per example"]
+    assert said == [f"forward path: {FUSED}; layer 0 once per example; in float32"]
     assert {p.name for p in (tmp_path / "kept").iterdir()} == {"checkpoints", "model", "train.json"}
     monkeypatch.setattr(trunk, "_way", lambda *_: (None, ""))
     whole = train(upper_recipe(), data, base, tmp_path / "whole")

@@ -89,6 +89,15 @@ def test_what_gives_way_and_when_nothing_is_left(tiny: Path) -> None:
         relief(lambda: (_ for _ in ()).throw(RuntimeError("something else")))
 
 
+def test_nothing_is_tried_again_where_a_step_has_updated_already(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, base = prepared(tmp_path / "data"), find_base(str(tiny))
+    monkeypatch.setattr(loop, "backward", lambda *_: out_of_memory())
+    with pytest.raises(Stopped, match="LU-S003 memory: ran out in a step that updates"):
+        train(make_recipe(adapt=FULL, max_grad_norm=None, update_in_backward=True), data, base, tmp_path / "out")
+
+
 def test_a_step_that_ran_out_is_taken_again_and_learns_the_same(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

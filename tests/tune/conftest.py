@@ -12,7 +12,7 @@ name: tiny
 seed: 3
 data:
   sources: [{{path: rows.jsonl}}]
-  split: {{by: family, valid_fraction: 0.1, test_fraction: 0.15, near_duplicate_similarity: 1.0}}
+  split: {{by: row, valid_fraction: 0.1, test_fraction: 0.15, near_duplicate_similarity: 1.0}}
   slices: [topic]
 model: {{base: "{base}", adapt: {{method: lora, rank: 4}}}}
 train: {{epochs: 1, examples_per_step: 12, learning_rate: 1e-2}}

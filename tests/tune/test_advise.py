@@ -15,7 +15,7 @@ from luthier.progress import Quiet
 from luthier.records import AdviceReport, RunRecord, TrainReport
 from luthier.settings import Auto, Lora, Recipe
 from luthier.strict_yaml import parse_yaml
-from luthier.tune.advise import choose
+from luthier.tune.advise import _without_suites, choose
 from luthier.tune.advise_rules import CANDIDATES, FACTS, RULES, AdviceRule, When, judge, markdown
 
 AUTO = "model.adapt={method: auto, trials: false}"
@@ -38,6 +38,20 @@ def advised(project: Path, *overrides: str, workspace: str = "runs", **given: An
     given = {"until": "advise", "advisor": choose, **given}
     run = lifecycle.run(project / "recipe.yaml", overrides=overrides or (AUTO,), workspace=project / workspace, **given)
     return AdviceReport.read(run.folder / "advise" / "advice.json"), run.folder
+
+
+def test_trials_leave_suites_out_with_the_rules_on_them(project: Path) -> None:
+    path = project / "recipe.yaml"
+    suite = "[{name: knowledge, limit: 4}]"
+    rules = "[{metric: knowledge_accuracy, must: not_regress, by_points: 0.1}, {metric: token_f1, must: beat_baseline}]"
+    settings = (f"evaluate.suites={suite}", f"release.rules={rules}", "evaluate.metrics=[token_f1]")
+    recipe = recipes.load(path, settings)
+    short = recipes.load(path, (*settings, *_without_suites(recipe)))
+    assert [r.metric for r in short.release.rules] == ["token_f1"] and not short.evaluate.suites
+    all_on_suites = recipe.model_copy(
+        update={"release": recipe.release.model_copy(update={"rules": recipe.release.rules[:1]})}
+    )
+    assert _without_suites(all_on_suites) == ()
 
 
 # -- rules ------------------------------------------------------------------------------------------------

@@ -208,7 +208,7 @@ def _side_of(row: Row, file: DataFile, format: Format, by: str) -> Side | None:
     column = format.fields.get("split", "split")
     value = row.data.get(column)
     if value is None:
-        raise Fault("LU-D025", column, "no side is given", "train, validation or test; or set data.split.by to family")
+        raise Fault("LU-D025", column, "no side is given", "train, validation or test; or set data.split.by to row")
     if not isinstance(value, str) or value.lower() not in SIDE_NAMES:
         raise Fault("LU-D105", column, f"unknown side {printable(repr(value))}", did_you_mean(str(value), SIDE_NAMES))
     return SIDE_NAMES[value.lower()]
@@ -216,10 +216,10 @@ def _side_of(row: Row, file: DataFile, format: Format, by: str) -> Side | None:
 
 def _in_family(conversation: Conversation, by: str) -> Conversation:
     """With `by: column`, the rows of one value are one family."""
-    if by in ("given", "family"):
+    if by in ("given", "row"):
         return conversation
     if conversation.tags.get(by) is None:
-        raise Fault("LU-D025", by, "the column to split by is missing or null", "fill it in, or split by family")
+        raise Fault("LU-D025", by, "the column to split by is missing or null", "fill it in, or split by row")
     return conversation.model_copy(update={"family": f"{by}={conversation.tags[by]}"})
 
 
@@ -241,7 +241,7 @@ def _tags(shapes: Iterable[Shape], data: Data) -> list[str]:
     columns = set[str]().union(*(shape.columns for shape in shapes))
     tags = sorted(set[str]().union(*(shape.columns - shape.format.columns for shape in shapes)))
     named = [("data.slices", one) for one in data.slices]
-    named += [("data.split.by", data.split.by)] if data.split.by not in ("given", "family") else []
+    named += [("data.split.by", data.split.by)] if data.split.by not in ("given", "row") else []
     for where, name in named:
         if name not in tags:
             found = (

@@ -55,7 +55,7 @@ def derive(path: Path) -> dict[str, Any]:
         "format": format.name,
         "fields": format.fields,
         "clean": [{"use": "dedupe", "similarity": 1.0}],
-        "split": {"by": "given" if all(f.side for f in files) or seen.has_sides else "family"},
+        "split": {"by": "given" if all(f.side for f in files) or seen.has_sides else "row"},
         "slices": seen.slices(),
     }
     evaluate: dict[str, Any] = {"max_new_tokens": _max_new_tokens(seen)}

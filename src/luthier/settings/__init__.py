@@ -32,15 +32,14 @@ from luthier.settings.model import (
 )
 from luthier.settings.release import HUMAN_PREFERENCE, Release, Rule
 from luthier.settings.section import Section, Use, fingerprint
-from luthier.settings.train import EarlyStopping, Train
+from luthier.settings.train import EarlyStopping, Precision, Train
 from luthier.techniques import LEARNED_PROMPTS, UNMERGED
 
 __all__ = [
     "HUMAN_PREFERENCE", "WHOLE", "AdaLora", "Adapt", "Auto", "Bottleneck", "Data", "Dedupe", "EarlyStopping",
-    "Evaluate", "FormatName", "Full", "GivenAdapter", "Judge", "Lora", "Model", "PTuning", "Partial", "Peft", "Prefix",
-    "Prompt", "Quantize",
-    "Recipe", "Release", "Rule", "Section", "Servers", "Source", "Split", "SuiteUse", "Train", "Use", "fingerprint",
-    "metric_name", "source_path",
+    "Evaluate", "FormatName", "Full", "GivenAdapter", "Judge", "Lora", "Model", "PTuning", "Partial", "Peft",
+    "Precision", "Prefix", "Prompt", "Quantize", "Recipe", "Release", "Rule", "Section", "Servers", "Source", "Split",
+    "SuiteUse", "Train", "Use", "fingerprint", "metric_name", "source_path",
 ]  # fmt: skip
 
 

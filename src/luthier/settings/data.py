@@ -34,9 +34,9 @@ class Dedupe(Section):
 
 
 class Split(Section):
-    by: str = "family"
-    """`given`: rows carry a `split` column. `family`, or the name of a column whose values stay together.
-    A side that a file or a source gives always wins."""
+    by: str = "row"
+    """`row`: each by itself (equal ones and near-duplicate prompts stay together in any case); `given`: rows carry a
+    `split` column; or the name of a column whose values stay together. A side that a file or a source gives wins."""
     valid_fraction: Fraction = 0.05
     """Of the conversations, drawn for validation by seed, where no row is given that side."""
     test_fraction: Fraction = 0.10

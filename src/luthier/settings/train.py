@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from luthier.settings.section import Count, Fraction, Positive, Section
 
+Precision = Literal["auto", "float32", "bfloat16"]
+
 
 class EarlyStopping(Section):
     patience_checks: Count = 3
@@ -21,6 +23,9 @@ class Train(Section):
     """Over all devices. How a step is cut into micro-batches is derived and does not change the gradient."""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """adamw_8bit: by bitsandbytes, with AdamW's two moments in 8 bits each (Dettmers et al. 2022)."""
+    precision: Precision = "auto"
+    """What matrices are multiplied in during training; what learns adds up in float32. auto: bfloat16 on a GPU that has
+    it, float32 elsewhere. On a CPU bfloat16 is for fused layers, and faster where the processor has it."""
     learning_rate: Positive = 2e-4
     """The highest one, at the end of the warm-up."""
     warmup_fraction: Fraction = 0.05

@@ -19,7 +19,7 @@ from luthier.errors import DataError, RecipeError
 from luthier.files import fresh_folder
 from luthier.joined import adapter_in, add, join, read_adapter
 from luthier.machine import keeping_freed_memory
-from luthier.models import Base, load_model, load_tokenizer
+from luthier.models import Base, held_in, load_model, load_tokenizer, multiplied_in
 from luthier.progress import Quiet, Reporter
 from luthier.quantized import n_weights
 from luthier.records import Check, Given, TrainReport
@@ -27,7 +27,7 @@ from luthier.settings import AdaLora, GivenAdapter, Lora, Recipe
 from luthier.store import folder_hash
 from luthier.train import checkpoint
 from luthier.train.data import StepData
-from luthier.train.loop import Plan, Progress, Relieved, as_it_is, fit, from_json, to_json
+from luthier.train.loop import Plan, Progress, fit, from_json, to_json
 from luthier.train.memory import Relief, recompute
 from luthier.train.optim import learning_rate, make_optimizer, update_in_backward
 from luthier.train.ranks import Orthogonal, allocator
@@ -51,9 +51,9 @@ def train(
     repeatable()
     tokenizer = load_tokenizer(base)
     given = [read_adapter(adapter_in(folder / g.path), base, g.weight) for g in recipe.model.adapters]
-    start = load_model(base, quantize=recipe.model.quantize)
+    start = load_model(base, dtype=held_in(settings.precision), quantize=recipe.model.quantize)
     model = adapt(add(start, given) if given else start, recipe.model.adapt, base, recipe.seed)
-    decoder = Decoder(model)
+    decoder = Decoder(model, multiplied_in(settings.precision))
     data = read_data(recipe, prepared, tokenizer, share=decoder.shares)
     parameters = trainable(model)
     how = recipe.model.adapt
@@ -70,17 +70,16 @@ def train(
         checkpoint.save(checkpoints, at.step, parameters, optimizer, to_json(at), at.best_step)
 
     recompute(decoder, settings.recompute_layers, data.most_tokens)
-    relief = Relief(decoder, data, report.say)
+    relief = Relief(decoder, data, report.say, again=not settings.update_in_backward)
     if settings.update_in_backward:
         _check_one_micro_batch(data)
         update_in_backward(optimizer, decoder.layers()[1].parameters())
-    with keeping_freed_memory(), kept_trunk(decoder, data.homes(), out) as path:
+    with keeping_freed_memory(), kept_trunk(decoder, data.homes(), out) as ways:
+        path = f"{ways}; in {decoder.precision}"
         report.say(f"forward path: {path}")
         with report.bar("train", data.n_steps, progress.step) as advance:
             plan = make_plan(recipe, data)
-            # A step that has updated half of its layers cannot be tried again.
-            relieved: Relieved = as_it_is if settings.update_in_backward else relief
-            progress = fit(decoder, optimizer, [CrossEntropy()], data, plan, progress, save, advance, relieved)
+            progress = fit(decoder, optimizer, [CrossEntropy()], data, plan, progress, save, advance, relief)
     checkpoint.load_weights(checkpoints, _kept_step(recipe, progress), parameters)
     with fresh_folder(out / "model") as building:
         save_adapted(model, building, tokenizer)

@@ -69,10 +69,13 @@ def _beside(decoder: Decoder, n_tokens: int) -> int:
 
 
 class Relief:
-    """What gives way when memory runs out: first every layer is computed again, then micro-batches become smaller."""
+    """What gives way when memory runs out: first every layer is computed again, then micro-batches become smaller.
 
-    def __init__(self, decoder: Decoder, data: StepData, say: Callable[[str], None]) -> None:
-        self._decoder, self._data, self._say = decoder, data, say
+    Nothing, unless `again`: a step that has updated half of its layers cannot be taken again.
+    """
+
+    def __init__(self, decoder: Decoder, data: StepData, say: Callable[[str], None], again: bool = True) -> None:
+        self._decoder, self._data, self._say, self._again = decoder, data, say, again
         self._n = 0
 
     @property
@@ -83,7 +86,7 @@ class Relief:
     def __call__(self, work: Callable[[], T]) -> T:
         """The result of `work`, which must change nothing before it has one; tried again where memory runs out.
 
-        Raises Stopped LU-S003 where a single example is too much.
+        Raises Stopped LU-S003 where a single example is too much, or nothing may be tried again.
         """
         while True:
             try:
@@ -92,6 +95,9 @@ class Relief:
                 if not ran_out(error):
                     raise
                 found = first_line(error)
+                if not self._again:
+                    advice = "set train.recompute_layers, or lower examples_per_step; or leave out update_in_backward"
+                    raise Stopped.of("LU-S003", "memory", f"ran out in a step that updates: {found}", advice) from None
             # Only here, behind the `except`, is what the failed attempt held free again.
             give_back_freed_memory()
             if self._decoder.device.type == "cuda":

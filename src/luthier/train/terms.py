@@ -56,4 +56,4 @@ class _WeightedNll(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logits, lse, targets, weights = ctx.saved_tensors
-        return nll_grad(logits, lse, targets, (weights * grad).to(logits.dtype)), None, None
+        return nll_grad(logits, lse, targets, weights.to(logits.dtype) * grad), None, None

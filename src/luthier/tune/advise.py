@@ -29,7 +29,7 @@ from luthier.machine import available_bytes
 from luthier.models import Base, load_model, load_tokenizer, pick_device
 from luthier.progress import Reporter
 from luthier.records import AdviceReport, Advised
-from luthier.settings import Auto, Lora, Recipe
+from luthier.settings import Auto, Lora, Precision, Recipe
 from luthier.stats import MIN_CLUSTERS
 from luthier.train import read_data
 from luthier.train.data import StepData
@@ -57,7 +57,7 @@ def choose(recipe: Recipe, run: Path, base: Base, out: Path, workspace: Path, re
     report.say("advice: a trial step, and the distance from what the base does")
     tokenizer = load_tokenizer(base)
     plan = _Plan.of(read_data(recipe, run / "prepare", tokenizer, share=True), recipe)
-    machine = _Machine.of(base, plan, out)
+    machine = _Machine.of(base, recipe.train.precision, plan, out)
     encoder = Encoder(tokenizer, recipe.data.max_tokens)
     facts = measure(recipe, run / "prepare", Decoder(load_model(base)), encoder) | _limits(auto, recipe)
     found = [_advised(c, recipe, base, plan, machine, facts) for c in CANDIDATES]
@@ -67,7 +67,7 @@ def choose(recipe: Recipe, run: Path, base: Base, out: Path, workspace: Path, re
         advice = "shorten data.max_tokens, lower train.tokens_per_micro_batch, or allow more time"
         raise RunError.of("LU-U042", "model.adapt: auto", f"no technique is left: {said}", advice)
     notes = _notes(facts)
-    tried, path = _try(left[:TRIED], run, workspace, report, notes) if auto.trials else (left[:1], "")
+    tried, path = _try(left[:TRIED], recipe, run, workspace, report, notes) if auto.trials else (left[:1], "")
     names = {a.name for a in tried}
     return AdviceReport(
         base=base.name,
@@ -151,10 +151,10 @@ class _Machine:
     n_layers: int
 
     @classmethod
-    def of(cls, base: Base, plan: _Plan, scratch: Path) -> _Machine:
+    def of(cls, base: Base, precision: Precision, plan: _Plan, scratch: Path) -> _Machine:
         """Raises RunError LU-U041."""
-        tried = trial_step(base, Lora(), plan.hardest, scratch)
-        decoder = on_shapes(base, Lora())
+        tried = trial_step(base, Lora(), plan.hardest, scratch, precision)
+        decoder = on_shapes(base, Lora(), precision)
         told = step_cost(decoder, [make_batch(group) for group in plan.hardest], gradient)
         slower = tried.seconds / tried.rates.seconds(told.work + told.update)
         return cls(tried, max(tried.peak_bytes - told.memory.peak, 0), slower, len(decoder.layers()[1]))
@@ -195,7 +195,7 @@ def _advised(
     rate = float(f"{recipe.train.learning_rate * candidate.rate:.3g}")
     settings = f"model.adapt={json.dumps(adapt)}", f"train.learning_rate={rate!r}"
     try:
-        decoder = on_shapes(base, how)
+        decoder = on_shapes(base, how, recipe.train.precision)
     except ModelError as error:
         if error.problems[0].code == "LU-M022":  # the model's own, whatever the technique
             raise
@@ -253,8 +253,15 @@ def _notes(facts: dict[str, float]) -> list[str]:
 # -- short trials ----------------------------------------------------------------------------------------
 
 
+def _without_suites(recipe: Recipe) -> tuple[str, ...]:
+    """Settings that leave out suites, which take time, and the rules on them; none where all rules are on suites."""
+    measured = {metric for suite in recipe.evaluate.suites for metric in suite.metrics}
+    rules = [r.model_dump(mode="json", exclude_defaults=True) for r in recipe.release.rules if r.metric not in measured]
+    return ("evaluate.suites=[]", f"release.rules={json.dumps(rules)}") if rules else ()
+
+
 def _try(
-    first: Sequence[Advised], run: Path, workspace: Path, report: Reporter, notes: list[str]
+    first: Sequence[Advised], recipe: Recipe, run: Path, workspace: Path, report: Reporter, notes: list[str]
 ) -> tuple[list[Advised], str]:
     """Those that were tried, the best first, and the file of the trials' report; notes say why there was no trial."""
     if len(first) < 2:
@@ -268,7 +275,7 @@ def _try(
             seeds=1,
             new_seeds=0,
             rungs=trials.halving(RUNGS),
-            overrides=(*baseline.settings, "evaluate.suites=[]"),
+            overrides=(*baseline.settings, *_without_suites(recipe)),
             workspace=workspace,
             report=report,
         )

@@ -25,8 +25,8 @@ from luthier.decoder import Decoder
 from luthier.encode import Encoded
 from luthier.errors import RunError
 from luthier.machine import keeping_freed_memory, peak_bytes
-from luthier.models import Base, load_model
-from luthier.settings import Adapt, Train
+from luthier.models import Base, held_in, load_model, multiplied_in
+from luthier.settings import Adapt, Precision, Train
 from luthier.train import repeatable
 from luthier.train.loop import backward
 from luthier.train.optim import make_optimizer
@@ -71,7 +71,9 @@ def stepper(decoder: Decoder, batches: Sequence[Batch]) -> Callable[[], float]:
     return step
 
 
-def trial_step(base: Base, how: Adapt, batches: Sequence[Sequence[Encoded]], scratch: Path) -> Measured:
+def trial_step(
+    base: Base, how: Adapt, batches: Sequence[Sequence[Encoded]], scratch: Path, precision: Precision = "auto"
+) -> Measured:
     """Take steps on these micro-batches in a fresh process.
 
     Raises RunError LU-U041 where the process ended without an answer: mostly, the system had no memory for it.
@@ -80,7 +82,8 @@ def trial_step(base: Base, how: Adapt, batches: Sequence[Sequence[Encoded]], scr
     asked = {"base": asdict(base) | {"folder": str(base.folder)}, "adapt": how.model_dump(mode="json")}
     scratch.mkdir(parents=True, exist_ok=True)
     question = scratch / "trial-step.json"
-    question.write_text(json.dumps(asked | {"batches": examples, "threads": torch.get_num_threads()}))
+    given = {"precision": precision, "batches": examples, "threads": torch.get_num_threads()}
+    question.write_text(json.dumps(asked | given))
     done = subprocess.run([sys.executable, "-m", __name__, str(question)], capture_output=True, text=True)
     question.unlink()
     lines = done.stdout.splitlines()
@@ -100,7 +103,8 @@ def _answer(question: Path) -> Measured:
     repeatable()
     base = Base(**asked["base"] | {"folder": Path(asked["base"]["folder"])})
     how: Adapt = TypeAdapter(Adapt).validate_python(asked["adapt"])
-    decoder = Decoder(adapt(load_model(base), how, base, 0))
+    model = load_model(base, dtype=held_in(asked["precision"]))
+    decoder = Decoder(adapt(model, how, base, 0), multiplied_in(asked["precision"]))
     batches = [
         make_batch([Encoded(ids, learn, str(i), "") for i, (ids, learn) in enumerate(batch)])
         for batch in asked["batches"]

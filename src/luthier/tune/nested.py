@@ -127,7 +127,7 @@ _ROWS: dict[str, Any] = {
 
 def _given(recipe: Recipe) -> Split:
     """All sides are given; a column that makes families goes on doing so."""
-    by = "family" if recipe.data.split.by == "given" else recipe.data.split.by
+    by = "row" if recipe.data.split.by == "given" else recipe.data.split.by
     return recipe.data.split.model_copy(update={"by": by, "valid_fraction": 0.0, "test_fraction": 0.0})
 
 

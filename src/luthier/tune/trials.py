@@ -30,7 +30,6 @@ from luthier import recipe as recipes
 from luthier.errors import EvaluationError, Problem, RecipeError, RunError, did_you_mean
 from luthier.evaluate.metrics import default_metrics
 from luthier.evaluate.metrics.build import build
-from luthier.lifecycle import WORKSPACE
 from luthier.metric import Metric, Sample
 from luthier.progress import Quiet, Reporter
 from luthier.records import AuditReport, Comparison, TrialRun, TrialsReport, VariantResult
@@ -61,7 +60,7 @@ def trials(
     new_seeds: int | None = None,
     metric: str | None = None,
     held_out: float = HELD_OUT,
-    workspace: Path = WORKSPACE,
+    workspace: Path | None = None,
     report: Reporter | None = None,
 ) -> tuple[TrialsReport, Path]:
     """Compare variants with the recipe itself; the report, and the file that it is kept in.
@@ -81,6 +80,7 @@ def trials(
     """
     say = report or Quiet()
     rungs = _check_rungs(rungs)
+    workspace = workspace or lifecycle.workspace_of(target)
     recipe, origin = lifecycle.open_target(target, overrides, say)
     seeds = _check_seeds(seeds, recipe.seed)
     kept, notes = _check_variants(recipe, variants, origin)
