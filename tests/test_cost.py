@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -167,6 +168,16 @@ def test_row_by_row_is_not_foretold_and_said(base: Base) -> None:
         on_shapes(base, Lora(rank=4, dropout=0.1))
     with pytest.raises(ModelError, match="LU-M012"):
         on_shapes(base, Lora(rank=64))
+
+
+@pytest.mark.parametrize("made", ["BloomConfig", "GPTJConfig", "Gemma2Config"])
+def test_attention_that_shapes_show_not_to_be_plain_is_said(made: str, tmp_path: Path) -> None:
+    config = getattr(transformers, made)(vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    if made == "Gemma2Config":
+        config.layer_types = ["full_attention"] * 2
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"LU-M022 .*(cannot be replaced|softcap)"):
+        on_shapes(Base(made, tmp_path, made, ""), FULL)
 
 
 def test_seconds_add_up() -> None:

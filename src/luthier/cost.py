@@ -29,9 +29,9 @@ from torch.utils.flop_counter import flop_registry
 from luthier.adapt import adapt, trainable
 from luthier.attention import TreePlan
 from luthier.batch import Batch, make_batch
-from luthier.decoder import Decoder
+from luthier.decoder import CANNOT_RUN, Decoder, probe_rows
 from luthier.encode import Encoded
-from luthier.errors import ModelError
+from luthier.errors import ModelError, first_line
 from luthier.models import Base, held_in, multiplied_in, pick_device, pick_dtype, quiet_transformers
 from luthier.settings import Adapt, Lora, Precision
 
@@ -48,6 +48,8 @@ Measured with glibc 2.36 and the built-in model: 0.13 for LoRA on fused layers; 
 FUSED_TRAFFIC = 0.2
 """Of the bytes that torch's operations move for a norm, a gate or a rotation, the share that a compiled kernel moves:
 each tensor once. By counting, in a layer of the built-in model: 26,000 numbers a token of about 130,000."""
+TURNS = 7
+"""Of each operation by which the machine's speed is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +143,29 @@ def on_shapes(base: Base, how: Adapt, precision: Precision = "auto") -> Decoder:
         model = AutoModelForCausalLM.from_config(config, dtype=held_in(precision) or pick_dtype(pick_device()))
         with _Ledger():  # which answers what a model asks of numbers
             decoder = Decoder(adapt(model, how, base, seed=0), multiplied_in(precision))
-    if not decoder.shares:
-        raise ModelError.of("LU-M022", base.name, f"its steps cannot be foretold: it runs {decoder.path}")
+        if trouble := _runs_row_by_row(decoder):
+            raise ModelError.of("LU-M022", base.name, f"its steps cannot be foretold: {trouble}")
     return decoder
+
+
+def _runs_row_by_row(decoder: Decoder) -> str | None:
+    """Why, as far as shapes tell: where they do not, a trial step does."""
+    if not decoder.shares:
+        return f"it runs {decoder.path}"
+    ledger = _Ledger()
+    try:
+        with torch.no_grad(), ledger:
+            _Body(decoder, ledger)(make_batch(probe_rows(decoder)).to(META))
+    except CANNOT_RUN as error:
+        return f"it runs row by row: {first_line(error)}"
+    return None
 
 
 def step_cost(decoder: Decoder, batches: Sequence[Batch], step: Step, moment_bytes: int = MOMENT_BYTES) -> StepCost:
     """Run one step of a decoder that is `on_shapes`; the last of several micro-batches should be the largest.
 
-    What the decoder recomputes or `step` frees early is so in the figures. `moment_bytes`: of a learned weight in the
-    optimizer.
+    What the decoder recomputes, or hooks of its parameters free early, is so in the figures. `moment_bytes`: of a
+    learned weight in the optimizer.
     """
     learned = trainable(decoder.model)
     ledger, tokens = _Ledger(), sum(b.ids.numel() for b in batches)
@@ -317,31 +332,42 @@ def _head_flops(decoder: Decoder, batches: Sequence[Batch]) -> int:
 # -- the machine -----------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def measure_rates(width: int, inner: int, heads: tuple[int, int, int]) -> Rates:
-    """Of this process, in about a second: products of (1024, width) and (width, inner), attention of (K, G, C), sums.
-
-    Each is the best of several turns in processor time, because other work on the machine can only slow it.
-    """
-    x, w = torch.randn(1024, width), torch.randn(inner, width)
-    large = torch.randn(1 << 24)
-    kv_heads, groups, size = heads
-    tree = make_batch([Encoded(list(range(512)), [True] * 512, "", "")])
-    plan = TreePlan.of(tree)
-    query = torch.randn(kv_heads, 512, groups, size)
-    key, value = torch.randn(2, kv_heads, 512, size).unbind()
-    pairs = kv_heads * groups * sum(_n_pairs(tile) for tile in plan.tiles)
-    return Rates(
-        product_flops=2 * x.numel() * inner / _best(lambda: x @ w.T),
-        attention_flops=4 * pairs * size / _best(lambda: plan.attend(query, key, value, size**-0.5)),
-        moved_bytes=3 * large.nbytes / _best(lambda: torch.add(large, large)),
-    )
-
-
-def _best(work: Callable[[], object], turns: int = 7) -> float:
-    seconds = []
-    for _ in range(turns):
-        started = time.process_time()
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Processor seconds by thread, which other work does not lengthen; of a GPU, the clock's until it is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        started = time.perf_counter()
         work()
-        seconds.append((time.process_time() - started) / torch.get_num_threads())
-    return min(seconds)
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+    started = time.process_time()
+    work()
+    return (time.process_time() - started) / torch.get_num_threads()
+
+
+@torch.no_grad()
+def measure_rates(
+    width: int, inner: int, heads: tuple[int, int, int], like: Tensor, products: torch.dtype = torch.float32
+) -> Rates:
+    """In about a second: products of (1024, width) and (width, inner), attention of (K, G, C), sums.
+
+    On the device and in the type of `like`, but for products. Each is the best of several turns, because other work on
+    the machine can only slow it.
+    """
+    made: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+    x, w = torch.randn(1024, width, **made).to(products), torch.randn(inner, width, **made).to(products)
+    large = torch.randn(1 << 24, **made)
+    kv_heads, groups, size = heads
+    plan = TreePlan.of(make_batch([Encoded(list(range(512)), [True] * 512, "", "")]).to(like.device))
+    query = torch.randn(kv_heads, 512, groups, size, **made)
+    key, value = torch.randn(2, kv_heads, 512, size, **made).unbind()
+    pairs = kv_heads * groups * sum(_n_pairs(tile) for tile in plan.tiles)
+
+    def best(work: Callable[[], object]) -> float:
+        return min(seconds_of(work, like.device) for _ in range(TURNS))
+
+    return Rates(
+        product_flops=2 * x.numel() * inner / best(lambda: x @ w.T),
+        attention_flops=4 * pairs * size / best(lambda: plan.attend(query, key, value, size**-0.5)),
+        moved_bytes=3 * large.nbytes / best(lambda: torch.add(large, large)),
+    )

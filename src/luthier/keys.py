@@ -20,7 +20,7 @@ from luthier.plugins import METRICS
 from luthier.prepare.sources import find_files
 from luthier.recipe import question
 from luthier.release.gate import rules_of
-from luthier.settings import HUMAN_PREFERENCE, GivenAdapter, Judge, Recipe
+from luthier.settings import HUMAN_PREFERENCE, Auto, GivenAdapter, Judge, Recipe
 from luthier.store import STAGES, folder_hash, stage_record
 from luthier.votes import votes_key
 
@@ -55,12 +55,10 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
             "model": _dump(recipe.model),
             "train": _dump(recipe.train),
             "max_tokens": recipe.data.max_tokens,
-            "evaluate": _dump(recipe.evaluate),
-            "rules": [_dump(r) for r in recipe.release.rules],
-            "audit.json": made["audit.json"],
-            "train.jsonl": made["train.jsonl"],
-            "validation.jsonl": made["validation.jsonl"],
+            "rules": [[r.metric, r.must] for r in recipe.release.rules],
+            **{name: made[name] for name in ("audit.json", "train.jsonl", "validation.jsonl")},
             "versions": versions(("luthier", "torch", "transformers", "peft", "tokenizers")),
+            **(_tried_by(recipe, origin, made) if isinstance(auto := recipe.model.adapt, Auto) and auto.trials else {}),
         }
     if stage == "train":
         more = ("bitsandbytes",) if recipe.needs_bitsandbytes else ()
@@ -74,6 +72,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
             "validation.jsonl": made["validation.jsonl"],
             "versions": versions(("luthier", "torch", "transformers", "peft", "tokenizers", *more)),
         }
+    params = [use.params for use in recipe.evaluate.metrics]
     trained = {path: digest for path, digest in made.items() if path.startswith("model/")}
     evaluated = {
         **common,
@@ -87,7 +86,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
         "judges": [_of_judge(judge, origin) for judge in recipe.evaluate.judges],
         "votes": votes_key(run) if recipe.evaluate.judges else {},
         "plugins": _plugins(recipe, origin),
-        "files": _files_named(recipe, origin),
+        "files": _files_named(origin, params, recipe.evaluate.requests or ""),
         "versions": versions(),
     }
     if stage == "evaluate":
@@ -107,6 +106,19 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
 def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
     """The names of the inputs that differ."""
     return ", ".join(sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)))
+
+
+def _tried_by(recipe: Recipe, origin: Path, made: dict[str, str]) -> dict[str, Any]:
+    """What decides the advice's short trials besides: nested rows, and the metrics that they are asked."""
+    left_out = {"judges", "suites", "requests", "probe_documents"}  # which choose nothing
+    return {
+        "evaluate": recipe.evaluate.model_dump(mode="json", exclude=left_out),
+        "split": _dump(recipe.data.split),
+        "test.jsonl": made["test.jsonl"],
+        "plugins": _plugins(recipe, origin),
+        "files": _files_named(origin, [use.params for use in recipe.evaluate.metrics]),
+        "versions": versions(),
+    }
 
 
 def _of_adapter(given: GivenAdapter, origin: Path) -> str | None:
@@ -134,10 +146,9 @@ def _hash_of(path: Path) -> str | None:
     return sha256_of(path) if path.is_file() else None
 
 
-def _files_named(recipe: Recipe, origin: Path) -> dict[str, str]:
-    """Name -> SHA-256 of the requests and of each file that a metric's parameter names, such as a schema."""
-    named = {*_texts_in([use.params for use in recipe.evaluate.metrics]), recipe.evaluate.requests or ""}
-    return {text: sha256_of(path) for text in sorted(named) if (path := _file_at(text, origin))}
+def _files_named(origin: Path, *settings: Any) -> dict[str, str]:
+    """Name -> SHA-256 of each file that these settings name, such as a metric's schema."""
+    return {text: sha256_of(path) for text in sorted({*_texts_in(settings)}) if (path := _file_at(text, origin))}
 
 
 def _plugins(recipe: Recipe, origin: Path) -> list[str]:

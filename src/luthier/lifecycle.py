@@ -187,8 +187,9 @@ def _advised(work: _Work) -> _Work:
     if not isinstance(work.recipe.model.adapt, Auto):
         return work
     _do(work, "advise")
-    path = work.folder / "advise" / "recipe.yaml"
-    return replace(work, recipe=recipes.validate(parse_yaml(path.read_text(), str(path)), str(path), work.origin))
+    advice = AdviceReport.read(work.folder / "advise" / "advice.json")
+    tree = recipes.override(work.recipe.model_dump(mode="json", exclude_defaults=True), advice.settings)
+    return replace(work, recipe=recipes.validate(tree, "advice", work.origin))
 
 
 def _advise(work: _Work, out: Path) -> dict[str, Any]:
@@ -197,9 +198,6 @@ def _advise(work: _Work, out: Path) -> dict[str, Any]:
         raise RunError.of("LU-U040", "model.adapt: auto", found, advice)
     done = work.advisor(work.recipe, work.folder, work.base, out, work.workspace, work.report)
     done.write(out / "advice.json")
-    tree = work.recipe.model_dump(mode="json", exclude_defaults=True)
-    chosen = recipes.validate(recipes.override(tree, done.settings), "advice", work.origin)
-    write_atomically(out / "recipe.yaml", recipes.to_yaml(chosen).encode())
     work.report.say(f"advise: {done.chosen}: {'; '.join(done.why)}")
     return {"chosen": done.chosen}
 

@@ -64,7 +64,10 @@ def memory_bytes() -> int | None:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device now, where it tells: on a CPU what the system and the control group leave."""
+    """Memory that is free on a device now, where it tells: on a CPU what the system and the control group leave.
+
+    Pages of files that have been read and may be dropped count as free.
+    """
     import psutil
     import torch
 
@@ -74,15 +77,15 @@ def available_bytes(device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     free = int(psutil.virtual_memory().available)
-    group = [_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current")]
-    return free if None in group else min(free, max(group[0] - group[1], 0))  # type: ignore[operator]
-
-
-def _number(path: Path) -> int | None:
     try:
-        return int(path.read_text())
+        most, used = (int((CONTROL_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        of_kind = dict(line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):  # no control group, or "max"
-        return None
+        return free
+    return min(free, max(most - used + int(of_kind["inactive_file"]), 0))
+
+
+CONTROL_GROUP = Path("/sys/fs/cgroup")  # as a process in a container sees its own
 
 
 _USUAL = gc.get_threshold()

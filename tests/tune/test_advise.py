@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from luthier.errors import LuthierError, RunError
 from luthier.progress import Quiet
 from luthier.records import AdviceReport, RunRecord, TrainReport
 from luthier.settings import Auto, Lora, Recipe
-from luthier.strict_yaml import parse_yaml
-from luthier.tune.advise import _without_suites, choose
+from luthier.tune.advise import _shortened, choose
 from luthier.tune.advise_rules import CANDIDATES, FACTS, RULES, AdviceRule, When, judge, markdown
 
 AUTO = "model.adapt={method: auto, trials: false}"
@@ -40,18 +40,24 @@ def advised(project: Path, *overrides: str, workspace: str = "runs", **given: An
     return AdviceReport.read(run.folder / "advise" / "advice.json"), run.folder
 
 
-def test_trials_leave_suites_out_with_the_rules_on_them(project: Path) -> None:
+def test_trials_leave_suites_and_judges_out_with_the_rules_on_them(project: Path) -> None:
     path = project / "recipe.yaml"
     suite = "[{name: knowledge, limit: 4}]"
-    rules = "[{metric: knowledge_accuracy, must: not_regress, by_points: 0.1}, {metric: token_f1, must: beat_baseline}]"
-    settings = (f"evaluate.suites={suite}", f"release.rules={rules}", "evaluate.metrics=[token_f1]")
+    judge = "[{name: kind, form: rubric, rubric: How kind is it?, model: x, url: 'http://127.0.0.1:9/v1'}]"
+    rules = (
+        "[{metric: knowledge_accuracy, must: not_regress, by_points: 0.1}, {metric: kind, must: beat_baseline}, "
+        "{metric: token_f1, must: beat_baseline}]"
+    )
+    asked = f"evaluate.suites={suite}", f"evaluate.judges={judge}", "evaluate.requests=rows.jsonl"
+    settings = (*asked, f"release.rules={rules}", "evaluate.metrics=[token_f1]")
     recipe = recipes.load(path, settings)
-    short = recipes.load(path, (*settings, *_without_suites(recipe)))
+    short = recipes.load(path, (*settings, *_shortened(recipe)))
     assert [r.metric for r in short.release.rules] == ["token_f1"] and not short.evaluate.suites
+    assert not short.evaluate.judges and short.evaluate.requests is None
     all_on_suites = recipe.model_copy(
         update={"release": recipe.release.model_copy(update={"rules": recipe.release.rules[:1]})}
     )
-    assert _without_suites(all_on_suites) == ()
+    assert _shortened(all_on_suites) == ("evaluate.requests=null",)
 
 
 # -- rules ------------------------------------------------------------------------------------------------
@@ -110,8 +116,8 @@ def test_advice_is_recorded_followed_and_repeats(project: Path, capsys: pytest.C
     assert set(out) == {"lora-64"} and "does not fit the model: 64 is more than q_proj has" in str(out["lora-64"])
     for a in report.candidates:
         assert a.out or (a.peak_bytes > a.memory["process"] > 0 and a.minutes and a.minutes > 0 and a.n_trainable)
-    tree = parse_yaml((folder / "advise" / "recipe.yaml").read_text(), "advice")
-    chosen = recipes.validate(tree, "advice", project)
+    chosen = recipes.load(project / "recipe.yaml", report.settings)
+    assert not (folder / "advise" / "recipe.yaml").exists(), "the recipe's settings are the recipe's alone"
     assert not isinstance(chosen.model.adapt, Auto) and "auto" in (folder / "recipe.yaml").read_text()
     record = RunRecord.read(folder / "advise" / "record.json")
     assert record.summary["chosen"] == report.chosen and "train.jsonl" in record.inputs
@@ -136,6 +142,15 @@ def test_advice_is_recorded_followed_and_repeats(project: Path, capsys: pytest.C
     assert [(a.name, a.points, a.rules) for a in other.candidates] == [
         (a.name, a.points, a.rules) for a in report.candidates
     ]
+
+
+def test_advice_of_another_run_changes_what_is_trained_and_nothing_else(project: Path) -> None:
+    advised(project)
+    said, mine = Said(), (AUTO, "name=second", "release.needs=[human_review]")
+    given = {"workspace": project / "runs", "advisor": choose, "report": said}
+    run = lifecycle.run(project / "recipe.yaml", overrides=mine, **given)
+    assert any(line.startswith("advise: taken over from tiny-") for line in said.lines)
+    assert run.verdict and "human_preference" in run.verdict.model_dump_json()
 
 
 def test_labels_are_asked_and_probed_and_short_trials_choose(project: Path) -> None:
@@ -183,12 +198,15 @@ def test_auto_without_an_advisor_is_refused(project: Path) -> None:
         advised(project, AUTO, until="train", advisor=None)
 
 
-def test_a_trial_step_that_fails_is_said(tmp_path: Path) -> None:
+def test_a_trial_step_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from luthier.models import Base
     from luthier.tune.advise_trial import trial_step
 
     nowhere = Base("nowhere", tmp_path / "nowhere", "nowhere", "")
-    with pytest.raises(RunError, match=r"LU-U041 .*largest micro-batch failed"):
+    with pytest.raises(RunError, match=r"LU-M004 nowhere"):
+        trial_step(nowhere, Lora(), [], tmp_path)
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # ends without an answer
+    with pytest.raises(RunError, match=r"LU-U041 .*largest micro-batch failed: exit code 1"):
         trial_step(nowhere, Lora(), [], tmp_path)
 
 

@@ -109,6 +109,23 @@ def test_what_was_run_is_not_run_again_and_is_an_ordinary_run(project: Path) -> 
     assert lifecycle.run(folder, workspace=project / "runs").verdict is not None, "it can be released like any other"
 
 
+def test_a_variant_whose_training_stops_is_out_and_the_others_go_on(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variants = {"bad": ("train.learning_rate=1e36",), "good": ("train.learning_rate=1e-2",)}
+    report, _, said = run(project, variants, overrides=BAD, seeds=[7], judged=False)
+    assert [v.name for v in report.variants] == ["baseline", "good"] and report.winner == "good"
+    assert report.variants[1].p_adjusted == min(2 * report.variants[1].comparison.p, 1.0), "the one that is out counts"
+    [note] = [note for note in report.notes if note.startswith("bad is out: its training stopped: ")]
+    assert note in said.lines and {r.part for r in report.runs} == {"choose"} and report.report is None
+    assert any("was not judged" in note for note in report.notes)
+    show.trials(report)
+    assert "bad is out" in capsys.readouterr().out
+
+    alone, _, _ = run(project, {"bad": variants["bad"]}, overrides=BAD, seeds=[7])
+    assert alone.winner == "baseline" and [v.word for v in alone.variants] == ["baseline"]
+
+
 def test_one_seed_and_the_same_trainings_are_said(project: Path) -> None:
     report, _, said = run(project, {"good": ("train.learning_rate=1e-2",)}, overrides=BAD, seeds=[7])
     assert report.winner == "good" and report.report_seeds == (7,) and report.report is not None

@@ -4,8 +4,8 @@
 
 Distance is measured in three ways: the base's nll on this data against general text, and, where answers are labels, the
 share that it chooses rightly before any training and the share that a linear classifier reads off its hidden states.
-Rows are the first of the prepared sides, whose order is drawn by the recipe's seed. Every fact is one that a rule reads
-(`advise_rules.FACTS`). Knows nothing of techniques.
+Rows are drawn by the recipe's seed: files come sorted. Every fact is one that a rule reads (`advise_rules.FACTS`).
+Knows nothing of techniques.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,8 +24,10 @@ from luthier.conversation import Conversation, read_conversations
 from luthier.decoder import Decoder, score_all
 from luthier.encode import Encoded, Encoder
 from luthier.evaluate.suites.general import probe_documents
+from luthier.prepare.split import draw_key
 from luthier.records import AuditReport
 from luthier.settings import Recipe
+from luthier.train.data import StepData
 
 ROWS = 48
 """By which the nll on this data, and that on general text, are told."""
@@ -35,26 +38,46 @@ RIDGE = 1.0
 """Times the number of rows: the classifier's penalty on standardised states."""
 
 
-def measure(recipe: Recipe, prepared: Path, decoder: Decoder, encoder: Encoder) -> dict[str, float]:
-    """Facts of the prepared data in this folder; the decoder is the base's."""
-    train, validation = (list(read_conversations(prepared / f"{side}.jsonl")) for side in ("train", "validation"))
-    audit = AuditReport.read(prepared / "audit.json")
-    at_once = recipe.train.tokens_per_micro_batch
-    nll_data = _nll(decoder, [encoder(c) for c in validation[:ROWS]], at_once)
+class _Row(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+RowT = TypeVar("RowT", bound=_Row)
+
+
+def measure(recipe: Recipe, prepared: Path, data: StepData, decoder: Decoder, tokenizer: Any) -> dict[str, float]:
+    """Facts of the prepared data in this folder, which `data` holds encoded; the decoder is the base's."""
+    encoder, at_once = Encoder(tokenizer), recipe.train.tokens_per_micro_batch
+    nll_data = _nll(decoder, drawn(data.validation, recipe.seed)[:ROWS], at_once)
     texts = [encoder(c) for c in probe_documents(ROWS)]
-    distinct = {tuple(m.content for m in c.messages): c for c in train}.values()
-    n_learned = sum(encoder(c).n_learned for c in distinct)
+    n_learned = sum({e.id: e.n_learned for e in data.train}.values())
     rules = recipe.release.rules
     facts = {
-        "n_train": float(len(train)),
+        "n_train": float(len(data.train)),
         "to_learn_bits": n_learned * nll_data / math.log(2),
         "gap_nats": nll_data - _nll(decoder, texts, at_once),
         "keeps_general": float(any(r.metric == "general_perplexity" and r.must == "not_regress" for r in rules)),
     }
-    if audit.task == "classification" and len(audit.labels) > 1:
+    audit = AuditReport.read(prepared / "audit.json")
+    if audit.task != "classification" or len(audit.labels) < 2:
+        return facts
+    train, validation = (_labelled(prepared / f"{side}.jsonl", audit, recipe.seed) for side in ("train", "validation"))
+    if validation:
         facts["zero_shot"] = zero_shot(decoder, encoder, validation, audit.labels, at_once)
-        facts["probe"] = probe(decoder, encoder, train, validation, at_once)
+    if validation and len({c.answer for c in train}) > 1:
+        facts["probe"] = probe(decoder, encoder, train, validation, audit.labels, at_once)
     return facts
+
+
+def drawn(rows: Sequence[RowT], seed: int) -> list[RowT]:
+    """In an order drawn by the seed."""
+    return sorted(rows, key=lambda row: draw_key(seed, f"advice:{row.id}"))
+
+
+def _labelled(side: Path, audit: AuditReport, seed: int) -> list[Conversation]:
+    """Its rows that ask for a label, in drawn order: texts may be replayed beside them."""
+    return drawn([c for c in read_conversations(side) if c.prompt and c.answer in audit.labels], seed)
 
 
 def _nll(decoder: Decoder, examples: Sequence[Encoded], at_once: int) -> float:
@@ -85,13 +108,17 @@ def _answered(row: Conversation, label: str) -> Conversation:
 
 @torch.no_grad()
 def probe(
-    decoder: Decoder, encoder: Encoder, train: Sequence[Conversation], tests: Sequence[Conversation], at_once: int
+    decoder: Decoder,
+    encoder: Encoder,
+    train: Sequence[Conversation],
+    tests: Sequence[Conversation],
+    labels: Sequence[str],
+    at_once: int,
 ) -> float:
     """Balanced share of the tests whose label ridge regression tells from the state before the answer.
 
     A linear probe (Alain & Bengio 2017, arXiv 1610.01644); it learns from at most 16 training rows a label, 640 in all.
     """
-    labels = sorted({c.answer for c in train})
     train = train[: min(PROBE_ROWS, PROBE_ROWS_A_LABEL * len(labels))]
     tests = tests[:PROBE_TESTS]
     states = _states(decoder, [encoder(c) for c in (*train, *tests)], at_once)  # (n, D)

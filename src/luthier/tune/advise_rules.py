@@ -49,6 +49,7 @@ FACTS = {
     "probe": "labels: share that a linear classifier on the base's hidden states gets right, mean over labels",
     "keeps_general": "1 if a release rule asks that general perplexity does not rise",
     "peak_bytes": "predicted peak memory",
+    "computed_again": "1 if it fits only with layers computed again, which `train.recompute_layers: auto` then does",
     "available_bytes": "nine tenths of the memory that is available",
     "minutes": "predicted time of training",
     "max_train_minutes": "model.adapt.max_train_minutes, or train.max_minutes",
@@ -105,6 +106,11 @@ RULES = (
         "in time", (), (When("minutes", ">", "max_train_minutes"),), None,
         "its predicted time is more than training may take",
         "prediction by luthier.cost, corrected by the trial step; benchmarks/advise.py measures how good it is",
+    ),
+    AdviceRule(
+        "computed again", (), (When("computed_again", ">=", 1),), 0,
+        "too large for the memory as a whole: memory and time are foretold with every layer computed again",
+        "Chen et al. 2016, arXiv 1604.06174: memory for time, and the same gradients",
     ),
     AdviceRule(
         "capacity", (), (When("capacity_bits", "<", "to_learn_bits"),), -3,

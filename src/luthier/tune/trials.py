@@ -20,34 +20,29 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 from luthier import lifecycle
-from luthier import recipe as recipes
-from luthier.errors import EvaluationError, Problem, RecipeError, RunError, did_you_mean
+from luthier.errors import EvaluationError, Problem, RunError, Stopped, did_you_mean
 from luthier.evaluate.metrics import default_metrics
 from luthier.evaluate.metrics.build import build
 from luthier.metric import Metric, Sample
 from luthier.progress import Quiet, Reporter
 from luthier.records import AuditReport, Comparison, TrialRun, TrialsReport, VariantResult
-from luthier.settings import Recipe, Use, fingerprint, metric_name
+from luthier.settings import Use, fingerprint, metric_name
 from luthier.stats import holm
 from luthier.store import stage_record
 from luthier.tune.effect import Effect, compare_seeds, value_of
 from luthier.tune.nested import Nest, Part, answers_of, make_nest, question
+from luthier.tune.variants import BASELINE, Variants, check_rungs, check_seeds, check_variants
 
-BASELINE = "baseline"
 HELD_OUT = 0.3
 RANKED_AT = 0.68
 """Confidence of the interval whose low end decides who goes on."""
-FIXED = ("name", "seed", "data", "model.base", "evaluate", "release")
-"""Settings that decide what is asked, and of whom: variants that differ in them cannot be compared pair by pair."""
-
-Variants = Mapping[str, Sequence[str]]
-"""Name -> settings, `model.adapt.rank=8`."""
 
 
 def trials(
@@ -58,6 +53,7 @@ def trials(
     overrides: tuple[str, ...] = (),
     rungs: Sequence[float] | None = None,
     new_seeds: int | None = None,
+    judged: bool = True,
     metric: str | None = None,
     held_out: float = HELD_OUT,
     workspace: Path | None = None,
@@ -72,41 +68,46 @@ def trials(
         rungs: Rising fractions of the training rows, the last 1; None: every variant runs in full.
         new_seeds: With how many, that were not used, winner and baseline are trained anew to be judged; None: as many
             as `seeds`; 0: the trainings that were chosen by are asked, and their luck stays in the figure.
+        judged: False: the winner is chosen, and not judged on the rows to report by.
         metric: What decides; None: the recipe's first rule's on its own test rows.
         held_out: Fraction of the training side that the trials hold out, half to choose and half to report by.
 
-    Raises RunError LU-U030 to LU-U033 and with what is wrong in a variant's settings, DataError LU-D106, LU-D130,
-    EvaluationError LU-E008, and what a run raises; whatever was finished stays.
+    A variant whose training stops is out, and the others go on. Raises RunError LU-U030 to LU-U033 and with what is
+    wrong in a variant's settings, DataError LU-D106, LU-D130, EvaluationError LU-E008, and what a run raises, Stopped
+    for the baseline alone; whatever was finished stays.
     """
     say = report or Quiet()
-    rungs = _check_rungs(rungs)
+    rungs = check_rungs(rungs)
     workspace = workspace or lifecycle.workspace_of(target)
     recipe, origin = lifecycle.open_target(target, overrides, say)
-    seeds = _check_seeds(seeds, recipe.seed)
-    kept, notes = _check_variants(recipe, variants, origin)
+    seeds = check_seeds(seeds, recipe.seed)
+    kept, notes = check_variants(recipe, variants, origin)
     outer = lifecycle.run(target, overrides=overrides, workspace=workspace, until="prepare", report=say)
     nest = make_nest(recipe, origin, outer.folder, workspace, held_out)
-    again = tuple(max(seeds) + 1 + i for i in range(len(seeds) if new_seeds is None else new_seeds))
+    n_again = (len(seeds) if new_seeds is None else new_seeds) if judged else 0
+    again = tuple(max(seeds) + 1 + i for i in range(n_again))
     shop = _Shop(nest, kept, _measured(nest, metric), seeds, rungs, again, workspace, say)
-    for line in plan(len(kept), len(seeds), rungs, len(again)):
+    for line in plan(len(kept), len(seeds), rungs, n_again if judged else None):
         say.say(line)
     reached = _race(shop)
-    found = _report(shop, reached, *_judge(shop, reached), notes)
-    asked = fingerprint([recipe.model_dump(mode="json"), kept, seeds, rungs, again, found.metric, held_out])
+    winner, effect = _judge(shop, reached) if judged else (_best(reached), None)
+    found = _report(shop, reached, winner, effect, notes)
+    asked = fingerprint([recipe.model_dump(mode="json"), kept, seeds, rungs, again, judged, found.metric, held_out])
     path = nest.folder / f"trials-{asked[:6]}.json"
     found.write(path)
     return found, path
 
 
-def plan(n_variants: int, n_seeds: int, rungs: Sequence[float], n_again: int) -> list[str]:
-    """What will be run, in words, before anything is."""
+def plan(n_variants: int, n_seeds: int, rungs: Sequence[float], n_again: int | None) -> list[str]:
+    """What will be run, in words, before anything is. `n_again`: seeds that judge the winner; None: none is judged."""
     rounds = _rounds(n_variants, n_seeds, rungs)
     shown = " + ".join(f"{n} on {fraction:.0%} of the rows" for fraction, n in rounds)
     full = sum(fraction * n for fraction, n in rounds)
     trained = f"up to {2 * n_again} more, with new seeds," if n_again else "the winner and the baseline are asked again"
+    judging = "" if n_again is None else f"; {trained} to judge the winner"
     return [
         f"{n_variants} variants and the baseline, {n_seeds} seeds each: {shown}",
-        f"{sum(n for _, n in rounds)} runs, of the cost of {full:.3g} full ones; {trained} to judge the winner",
+        f"{sum(n for _, n in rounds)} runs, of the cost of {full:.3g} full ones{judging}",
     ]
 
 
@@ -139,10 +140,21 @@ class _Shop:
     workspace: Path
     report: Reporter
     runs: list[TrialRun] = field(default_factory=list)
+    out: dict[str, str] = field(default_factory=dict)
+    """Variants whose training stopped, and why."""
 
     def ask(self, variant: str, seeds: Sequence[int], rung: float, part: Part) -> list[list[Sample]]:
         """What a variant answers after training with each seed, in the order of the rows' ids."""
         return [self._ask(variant, seed, rung, part) for seed in seeds]
+
+    def ask_variant(self, variant: str, seeds: Sequence[int], rung: float, part: Part) -> list[list[Sample]] | None:
+        """The same; None where its training stops, and it is out."""
+        try:
+            return self.ask(variant, seeds, rung, part)
+        except Stopped as error:
+            self.out[variant] = stopped(error)
+            self.report.say(f"{variant} is out: {self.out[variant]}")
+            return None
 
     @property
     def confidence(self) -> float:
@@ -197,31 +209,44 @@ class _Reached:
     """By which it is ranked."""
 
 
+def stopped(error: Stopped) -> str:
+    return f"its training stopped: {error.problems[0].found}"
+
+
 def _race(shop: _Shop) -> dict[str, _Reached]:
-    """Variant -> where it ended, the best of the last rung first."""
+    """Variant -> where it ended, the best of the last rung first; without those that are out."""
     reached: dict[str, _Reached] = {}
     running = list(shop.variants)
     for rung in shop.rungs:
         baseline = shop.ask(BASELINE, shop.seeds, rung, "choose")
         for name in running:
-            answers = shop.ask(name, shop.seeds, rung, "choose")
-            low = shop.compare(answers, baseline, RANKED_AT).comparison.low
-            reached[name] = _Reached(rung, shop.compare(answers, baseline, shop.confidence), low)
-        running.sort(key=lambda name: -reached[name].low)
+            if answers := shop.ask_variant(name, shop.seeds, rung, "choose"):
+                low = shop.compare(answers, baseline, RANKED_AT).comparison.low
+                reached[name] = _Reached(rung, shop.compare(answers, baseline, shop.confidence), low)
+        running = sorted((name for name in running if name not in shop.out), key=lambda name: -reached[name].low)
         n = math.ceil(len(running) / 2) if rung < 1 else len(running)
         if n < len(running):
             shop.report.say(f"rung {rung:.0%}: {', '.join(running[:n])} go on, {', '.join(running[n:])} stop")
         running = running[:n]
-    return {name: reached[name] for name in [*running, *(n for n in reached if n not in running)]}
+    return {name: reached[name] for name in [*running, *(n for n in reached if n not in {*running, *shop.out})]}
+
+
+def _best(reached: dict[str, _Reached]) -> str:
+    """The variant that is ahead of the baseline and of the others, or the baseline."""
+    best = next(iter(reached), BASELINE)
+    ahead = best != BASELINE and reached[best].rung == 1.0 and reached[best].effect.comparison.delta > 0
+    return best if ahead else BASELINE
 
 
 def _judge(shop: _Shop, reached: dict[str, _Reached]) -> tuple[str, Effect | None]:
     """The winner, and how it stands on rows that took no part in choosing it; the baseline needs no judgement."""
-    winner = next(iter(reached))
-    if reached[winner].effect.comparison.delta <= 0:
-        return BASELINE, None
-    baseline, answers = (shop.ask(name, shop.again or shop.seeds, 1.0, "report") for name in (BASELINE, winner))
-    return winner, shop.compare(answers, baseline, shop.confidence)
+    seeds = shop.again or shop.seeds
+    while (winner := _best(reached)) != BASELINE:
+        baseline = shop.ask(BASELINE, seeds, 1.0, "report")
+        if answers := shop.ask_variant(winner, seeds, 1.0, "report"):
+            return winner, shop.compare(answers, baseline, shop.confidence)
+        del reached[winner]
+    return BASELINE, None
 
 
 # -- what is said of them -----------------------------------------------------------------------------------------
@@ -233,7 +258,7 @@ def _report(
     return TrialsReport(
         name=shop.nest.recipe.name,
         metric=metric_name(shop.use),
-        higher_is_better=reached[next(iter(reached))].effect.comparison.higher_is_better,
+        higher_is_better=shop.metric(shop.runs[-1].run).higher_is_better,
         confidence=shop.confidence,
         seeds=shop.seeds,
         rungs=shop.rungs,
@@ -245,16 +270,16 @@ def _report(
         report_luck=judged.luck if judged else None,
         report_word=_word(judged.comparison, judged.comparison.p, shop.confidence) if judged else None,
         runs=tuple(shop.runs),
-        notes=(*notes, *_notes(shop, judged)),
+        notes=(*notes, *_notes(shop, winner, judged)),
     )
 
 
 def _results(shop: _Shop, reached: dict[str, _Reached]) -> tuple[VariantResult, ...]:
-    """The baseline, then each variant with its p value among those of all."""
+    """The baseline, then each variant with its p value among those of all, also of those that stopped or are out."""
     finished = {name: at.rung == 1.0 for name, at in reached.items()}
-    p_values = [at.effect.comparison.p if finished[name] else 1.0 for name, at in reached.items()]
-    adjusted = dict(zip(reached, holm(p_values), strict=True))
-    value = reached[next(iter(reached))].effect.comparison.baseline
+    p_values = {name: reached[name].effect.comparison.p if finished.get(name) else 1.0 for name in shop.variants}
+    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    value = fmean(r.value for r in shop.runs if (r.variant, r.rung, r.part) == (BASELINE, 1.0, "choose"))
     baseline = VariantResult(name=BASELINE, settings=(), rung=1.0, value=value, comparison=None, word="baseline")
     return baseline, *(
         VariantResult(
@@ -269,6 +294,7 @@ def _results(shop: _Shop, reached: dict[str, _Reached]) -> tuple[VariantResult, 
             word=_word(effect.comparison, adjusted[name], shop.confidence) if finished[name] else "stopped",
         )
         for name, settings in shop.variants.items()
+        if name in reached
     )
 
 
@@ -278,12 +304,14 @@ def _word(comparison: Comparison, p: float, confidence: float) -> Literal["bette
     return "better" if comparison.delta > 0 else "worse"
 
 
-def _notes(shop: _Shop, judged: Effect | None) -> list[str]:
-    notes = []
+def _notes(shop: _Shop, winner: str, judged: Effect | None) -> list[str]:
+    notes = [f"{name} is out: {why}" for name, why in shop.out.items()]
     if len(shop.seeds) == 1:
         notes.append("one seed: the intervals do not cover the luck of training; two or more seeds would tell")
-    if judged is None:
+    if winner == BASELINE:
         notes.append("no variant is ahead of the recipe itself: keep it; the rows to report by were not used")
+    elif judged is None:
+        notes.append("the winner was not judged on the rows to report by")
     elif not shop.again:
         notes.append("the winner is judged by the trainings that it was chosen by: their luck is still in its figure")
     elif len(shop.again) == 1:
@@ -329,62 +357,6 @@ def variants_of(vary: Sequence[str], named: Sequence[str]) -> dict[str, tuple[st
 def _pieces(text: str) -> list[str]:
     """Cut at the commas that stand in no bracket."""
     return re.split(r",(?![^\[{]*[\]}])", text)
-
-
-def _check_variants(recipe: Recipe, variants: Variants, origin: Path) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """The variants that change something, and notes on the others. Raises all problems of all of them at once."""
-    problems: list[Problem] = []
-    seen: dict[str, str] = {fingerprint(recipe): BASELINE}
-    kept: dict[str, tuple[str, ...]] = {}
-    notes = []
-    for name, settings in variants.items():
-        where = f"variant '{name}'"
-        if name == BASELINE:
-            problems.append(Problem("LU-U032", where, "is the name of the recipe itself", "give it another"))
-        fixed = [s for s in settings if any(_within(s.partition("=")[0], f) for f in FIXED)]
-        if fixed:
-            advice = f"what may vary is all but {', '.join(FIXED)}; --set changes those for all variants"
-            problems += [Problem("LU-U031", where, f"'{s}' would change what is compared", advice) for s in fixed]
-            continue
-        try:
-            tree = recipe.model_dump(mode="json", exclude_defaults=True)
-            changed = fingerprint(recipes.validate(recipes.override(tree, tuple(settings)), where, origin))
-        except RecipeError as error:
-            problems += error.problems
-            continue
-        same = seen.setdefault(changed, name)
-        if same == BASELINE:
-            notes.append(f"{name} changes nothing: it is the baseline")
-        elif same != name:
-            problems.append(Problem("LU-U032", where, f"is the same recipe as '{same}'", "leave one out"))
-        else:
-            kept[name] = tuple(settings)
-    if problems:
-        raise RunError(*problems)
-    if not kept:
-        found = "no variant differs from the recipe: nothing to compare it with"
-        raise RunError.of("LU-U030", "variants", found, "--vary model.adapt.rank=4,16, or --variant name:setting=value")
-    return kept, notes
-
-
-def _within(key: str, fixed: str) -> bool:
-    """Whether one of the two settings holds the other."""
-    return f"{key}.".startswith(f"{fixed}.") or f"{fixed}.".startswith(f"{key}.")
-
-
-def _check_seeds(seeds: int | Sequence[int], first: int) -> tuple[int, ...]:
-    found = tuple(range(first, first + seeds) if isinstance(seeds, int) else seeds)
-    if not found or len(set(found)) < len(found):
-        wrong = "a seed stands twice" if found else "no seed is given"
-        raise RunError.of("LU-U033", "seeds", wrong, "3 to 5 different ones tell the luck of training")
-    return found
-
-
-def _check_rungs(rungs: Sequence[float] | None) -> tuple[float, ...]:
-    found = tuple(rungs or (1.0,))
-    if found[-1] != 1.0 or found[0] <= 0 or list(found) != sorted(set(found)):
-        raise RunError.of("LU-U033", "rungs", f"{list(found)}", "rising fractions of the training rows, the last 1")
-    return found
 
 
 def _measured(nest: Nest, name: str | None) -> Use:
