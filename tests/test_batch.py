@@ -176,6 +176,14 @@ def test_a_branch_that_would_save_too_little_is_not_shared() -> None:
     assert len(make_batch(given_).segments) == 2
 
 
+def test_few_tokens_are_shared_where_many_examples_have_them() -> None:
+    many = [example([1, 2, 3, *range(10 * i, 10 * i + 9)]) for i in range(1, 6)]
+    assert len(make_batch(many).ids) == 3 + 5 * 9
+    alike = [example([1, 2, *range(30, 40), 40 + i]) for i in range(2)]
+    other = example([1, 2, 50, 51])
+    assert len(make_batch([*alike, other]).segments) == 4, "two share twelve tokens, the third shares too few"
+
+
 def test_the_tree_does_not_depend_on_the_order_of_the_examples() -> None:
     given_ = [example([*PROMPT, i % 3, i]) for i in range(6)]
     there, back = make_batch(given_), make_batch(given_[::-1])

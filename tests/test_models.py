@@ -228,8 +228,12 @@ def test_a_model_with_dropout_of_its_own_shares_nothing(config: str, rate: str) 
     assert Decoder(model).path == "row by row: shared tokens would share their dropout"
 
 
-def test_a_model_whose_head_is_unusual_is_refused() -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_model_whose_head_is_unusual_is_refused(dropout: float) -> None:
     model = built("llama", torch.float32)
+    model.config.attention_dropout = dropout
+    for layer in model.model.layers:  # type: ignore[union-attr]
+        layer.self_attn.attention_dropout = dropout
     head = model.lm_head.forward  # type: ignore[union-attr]
 
     class Odd(type(model)):  # type: ignore[misc]

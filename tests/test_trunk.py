@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from test_models import ARCHITECTURES, FUSED, TREE, random_examples
 from torch import Tensor, nn
 
 from luthier import trunk
-from luthier.batch import make_batch
+from luthier.batch import Batch, make_batch
 from luthier.decoder import Decoder
 from luthier.encode import Encoded
 from luthier.models import quiet_transformers
@@ -168,6 +168,27 @@ def test_states_do_not_depend_on_the_order_in_which_examples_are_asked_for(
         losses.append([found[e.id] for e in examples])
     for (a, first), (b, second) in zip(*losses, strict=True):
         assert a == b and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def test_states_lie_where_they_should_though_memory_ran_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, examples = Decoder(built("llama", 2)), random_examples(2)
+    expected = [loss_and_gradient(decoder, [e]) for e in examples]
+    real = Batch.places
+    for fails_at in range(3):  # of the places in a group of two, and of those in the batch
+        calls = iter(range(1000))
+
+        def places(batch: Batch, i: int, calls: Any = calls, at: int = fails_at) -> Tensor:
+            if next(calls) == at:
+                raise MemoryError
+            return real(batch, i)
+
+        with kept_trunk(decoder, [examples[:2], examples[2:]], tmp_path), monkeypatch.context() as patch:
+            patch.setattr(Batch, "places", places)
+            for _ in range(2):
+                with suppress(MemoryError):
+                    loss_and_gradient(decoder, examples[:1])
+            for e, one in zip(examples, expected, strict=True):
+                check_equal(loss_and_gradient(decoder, [e]), one, 1e-5)
 
 
 def test_each_group_runs_once_and_what_has_no_home_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -171,17 +172,20 @@ class _Builder:
             if rest := group[len(ended) :]:
                 self._grow(rest, length, segment, start + length - depth - 1)
 
-    def _groups(self, members: list[int], depth: int) -> Iterator[list[int]]:
-        """Runs of sorted members that go on together for long enough to be worth a segment."""
-        group = [members[0]]
-        for member in members[1:]:
-            shared = common_prefix(self.examples[group[0]].ids, self.examples[member].ids) - depth
-            if shared * len(group) >= MIN_SAVED_TOKENS or self.examples[member].ids == self.examples[group[-1]].ids:
-                group.append(member)
-            else:
+    def _groups(self, members: list[int], depth: int, at: int | None = None) -> Iterator[list[int]]:
+        """Runs of sorted members that go on together, from `depth`, for long enough to be worth a segment.
+
+        They agree on their first `at` ids, `depth` of which are in the tree already.
+        """
+        at = depth if at is None else at
+        for _, run in groupby(members, key=lambda member: self.examples[member].ids[at : at + 1]):
+            group = list(run)
+            first, last = (self.examples[member].ids for member in (group[0], group[-1]))
+            length = common_prefix(first, last)
+            if (length - depth) * (len(group) - 1) >= MIN_SAVED_TOKENS or len(first) == len(last) == length:
                 yield group
-                group = [member]
-        yield group
+            else:
+                yield from self._groups(group, depth, length)
 
     def _learn(self, member: int, depth: int, length: int, start: int, before: int) -> None:
         """Record the learned edges that end inside [depth, length)."""
@@ -204,9 +208,9 @@ def split_by_tokens(
 ) -> list[list[Encoded]]:
     """Cut a step's examples into groups of at most `max_tokens` distinct tokens (a longer example is alone).
 
-    Neighbours in sorted order share most, so the groups are runs of the sorted examples. With `share=False`
-    every token counts: for examples that will each have a root of their own, or a row. Each example also takes
-    `room`, tokens to come.
+    Where examples part, fewer than MIN_SAVED_TOKENS of these may lie in a tree more than once. Neighbours in sorted
+    order share most, so the groups are runs of the sorted examples. With `share=False` every token counts: for examples
+    that will each have a root of their own, or a row. Each example also takes `room`, tokens to come.
     """
     groups: list[list[Encoded]] = []
     n_tokens = 0

@@ -57,9 +57,10 @@ class Decoder:
         self.recompute = 0
         """So many layers, the last ones, are computed again in the backward pass: see `recompute.py`."""
         self._layers_name = name_of_layers(self.body)
-        self._rows_only = "shared tokens would share their dropout" if _drops_out(self._inner) else None
         with quiet_transformers():
-            self._rows_only = self._rows_only or _disagreement(self)
+            disagreement = _disagreement(self)
+            drops_out = _drops_out(self._inner)
+            self._rows_only = "shared tokens would share their dropout" if drops_out else disagreement
             self._unfused = None if self._rows_only else _fuse(self)
 
     @property

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -55,18 +57,26 @@ def recomputed(layers: Iterable[nn.Module], n: int, within: Within = nullcontext
 
 
 def kept_bytes(run: Callable[[], Tensor], apart: Iterable[Tensor]) -> int:
-    """What autograd keeps for the backward pass of `run`: every storage once, without those of `apart`."""
+    """What autograd keeps for the backward pass of `run`: every storage once, without those of `apart`.
+
+    Counted when `run` has ended: the input of a layer that is computed again is handed over, and dropped at once where
+    nothing learns.
+    """
     others = {tensor.untyped_storage().data_ptr() for tensor in apart}
-    found: dict[int, int] = {}
+    kept: WeakSet[_Held] = WeakSet()
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in others:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def pack(tensor: Tensor) -> _Held:
+        held = _Held(tensor)
+        kept.add(held)
+        return held
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = run()  # held until all is counted: what is freed may lie where something else has lain
-        n_bytes = sum(found.values())
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+        result = run()
+        storages = {s.data_ptr(): s.nbytes() for s in (held.tensor.untyped_storage() for held in kept)}
     del result
-    return n_bytes
+    return sum(n for at, n in storages.items() if at not in others)
+
+
+@dataclass(eq=False)
+class _Held:
+    tensor: Tensor

@@ -183,9 +183,12 @@ class _Kept:
     def _compute(self, group: Sequence[Encoded]) -> None:
         batch = make_batch(group).to(self._cut.decoder.device)
         states = self._cut.below(batch).cpu().contiguous()
+        # An example that an earlier group holds has its states from there.
+        mine = {i: name for i, name in enumerate(batch.names) if self._home[name] is group}
+        places = {name: self._n_rows + batch.places(i) for i, name in mine.items()}
+        # Whatever runs out up to here or within, the next attempt writes to the same place.
+        self._file.seek(self._n_rows * states[0].nbytes)
         self._file.write(states.view(torch.uint8).numpy().data)
         self._file.flush()
-        for i, name in enumerate(batch.names):
-            if self._home[name] is group:  # an example that an earlier group holds has its states from there
-                self._places[name] = self._n_rows + batch.places(i)
         self._n_rows += len(states)
+        self._places |= places

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_attention import CLUSTERS, DEEP, EXACT, TOKEN, WIDE, dense, drawn, plan_of, with_gradients
 from test_models import FUSED, random_examples
-from torch import Tensor
+from torch import Tensor, nn
 
 from luthier import flex, kernels
 from luthier.attention import TreePlan
@@ -21,7 +22,10 @@ from luthier.batch import Batch, make_batch
 from luthier.decoder import Decoder
 from luthier.encode import Encoded
 from luthier.models import quiet_transformers
+from luthier.settings import Train
+from luthier.train import checkpoint
 from luthier.train.loop import backward
+from luthier.train.optim import make_optimizer
 from luthier.train.terms import CrossEntropy
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -176,6 +180,24 @@ def test_a_step_is_as_close_to_float64_as_the_models_own_layers(way: str) -> Non
     assert found.keys() == exact.keys() and len(found) > 10
     gaps = [sum(relative(x[name], exact[name]) for name in exact) / len(exact) for x in (found, theirs)]
     assert gaps[0] <= 1.2 * gaps[1] < 0.2, gaps
+
+
+def test_an_optimizer_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    """Fused AdamW wants its number of steps on the device too."""
+    ends = []
+    for name, stops in (("straight", [2]), ("resumed", [1, 2])):
+        done = 0
+        for stop in stops:
+            weight = nn.Parameter(torch.ones(64, 64, device="cuda"))
+            optimizer = make_optimizer({"w": weight}, Train())
+            checkpoint.resume(tmp_path / name, {"w": weight}, optimizer, print)
+            for _ in range(done, stop):
+                weight.grad = torch.full_like(weight, 0.5)
+                optimizer.step()
+            checkpoint.save(tmp_path / name, stop, {"w": weight}, optimizer, {}, stop)
+            done = stop
+        ends.append(weight.detach())
+    assert torch.equal(*ends)
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -248,6 +249,32 @@ def test_a_time_limit_ends_the_schedule(tiny: Path, tmp_path: Path) -> None:
     done = train(make_recipe(epochs=500, max_minutes=0.03, early_stopping=None), data, base, tmp_path / "out")
     assert 0 < done.steps < done.steps_planned
     assert done.stopped == f"the time limit was reached after {done.steps} of {done.steps_planned} steps"
+
+
+def test_validations_count_in_the_time_limit(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, validations = loop.mean_nll, []
+    clock = loop.time.monotonic
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock() + 60 * len(validations))
+
+    def slow(*args: Any) -> float:
+        validations.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(loop, "mean_nll", slow)
+    data, base = prepared(tmp_path / "data"), find_base(str(tiny))
+    done = train(make_recipe(epochs=50, max_minutes=3.5, early_stopping=None), data, base, tmp_path / "out")
+    assert len(validations) == 4 and done.seconds >= 240 and done.checks[-1].step == done.steps < done.steps_planned
+
+
+def test_every_update_learns_also_that_of_a_run_of_one_step(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, base = prepared(tmp_path / "data", 8), find_base(str(tiny))
+    done = train(make_recipe(epochs=1, examples_per_step=16, keep="last"), data, base, tmp_path / "out")
+    assert done.steps == 1 and done.checks[0].nll != done.checks[1].nll
+    plan = Plan(4, lambda _: 0.0, 0, None, 1, None, 0.0)
+    rates = [learning_rate(make_recipe().train, plan.fraction(Progress(step=i))) for i in range(1, 5)]
+    assert min(rates) > 0.05 * max(rates)
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_and_names_the_rows(tiny: Path) -> None:

@@ -20,7 +20,7 @@ from luthier.conversation import Message, make_conversation, write_conversations
 from luthier.errors import LuthierError, RecipeError, Stopped
 from luthier.models import find_base
 from luthier.progress import Quiet
-from luthier.settings import Full, Lora
+from luthier.settings import Full, Lora, Train
 from luthier.train import loop, memory, train
 from luthier.train.data import StepData
 from luthier.train.memory import Relief, recompute
@@ -52,21 +52,40 @@ def test_a_run_that_computes_layers_again_ends_in_the_same_bits(
     assert same(weights(tmp_path / "0"), weights(tmp_path / "2"))
 
 
-def test_as_many_layers_as_the_free_memory_asks_for(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = adapted(tiny, Full(method="full"))
+@pytest.mark.parametrize("how", [Full(method="full"), Lora(rank=4), Lora(rank=4, last_layers=1)])
+def test_as_many_layers_as_the_free_memory_asks_for(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, how: Full | Lora
+) -> None:
+    decoder, auto = adapted(tiny, how), Train()
     n_layers = len(decoder.layers()[1])
-    enough = 10 * memory._beside(decoder, 2000) + int(10 * 2000 * memory._kept_a_token(decoder, 0))
+    kept = [memory._kept_a_token(decoder, n) for n in range(n_layers + 1)]
+    assert kept == sorted(kept, reverse=True), "what is computed again keeps no more"
+    enough = 10 * memory._beside(decoder, auto, 2000) + int(10 * 2000 * kept[0])
     chosen = []
     for free in (enough, enough // 10, enough // 20, 0):
         monkeypatch.setattr(memory, "available_bytes", lambda device, free=free: free)
-        recompute(decoder, "auto", 2000)
+        recompute(decoder, auto, 2000)
         chosen.append(decoder.recompute)
     assert chosen[0] == 0 and chosen[-1] == n_layers and chosen == sorted(chosen)
     monkeypatch.setattr(memory, "available_bytes", lambda device: None)  # a device that does not tell
-    recompute(decoder, "auto", 2000)
+    recompute(decoder, auto, 2000)
     assert decoder.recompute == 0
-    recompute(decoder, 99, 2000)
-    assert decoder.recompute == n_layers
+    assert recompute(decoder, Train(recompute_layers=99), 2000) == "" and decoder.recompute == n_layers
+
+
+def test_the_plan_counts_what_settings_save(tiny: Path) -> None:
+    decoder = adapted(tiny, Full(method="full"))
+    n = sum(p.numel() for p in decoder.model.parameters())
+    during = Train(update_in_backward=True, max_grad_norm=None)
+    whole, eight, none = (memory._beside(decoder, s, 9) for s in (Train(), Train(optimizer="adamw_8bit"), during))
+    assert (whole - eight, whole - none) == (6 * n, 4 * n)
+
+
+def test_layers_that_cannot_be_computed_again_are_said(tiny: Path) -> None:
+    decoder = adapted(tiny, Lora(rank=2))
+    decoder._layers_name = None  # as of a body whose layers are not one list
+    assert recompute(decoder, Train(recompute_layers=2), 100) == "; 2 layers cannot be computed again"
+    assert recompute(decoder, Train(), 100) == recompute(decoder, Train(recompute_layers=0), 100) == ""
 
 
 # -- when it runs out --------------------------------------------------------------------------------------------
@@ -89,13 +108,36 @@ def test_what_gives_way_and_when_nothing_is_left(tiny: Path) -> None:
         relief(lambda: (_ for _ in ()).throw(RuntimeError("something else")))
 
 
-def test_nothing_is_tried_again_where_a_step_has_updated_already(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_frozen_layers_that_are_kept_give_way_too(tiny: Path) -> None:
+    """They are computed for as many examples at once as were asked for at load, whatever a micro-batch holds."""
+    decoder, examples, said = adapted(tiny, Lora(rank=2)), encoded(tiny, 12), list[str]()
+    data = StepData(examples, examples[:2], 1, 8, 64, seed=0)
+    decoder.shortcut, relief = (lambda batch: out_of_memory()), Relief(decoder, data, said.append)
+    assert relief(lambda: decoder.hidden(data.step(0)[0])) is not None
+    assert decoder.shortcut is None and data.tokens_per_micro_batch == 64
+    assert said[-1] == "memory ran out: all layers run in every step, 64 tokens at once, from now on"
+
+
+DURING = {"adapt": FULL, "max_grad_norm": None, "update_in_backward": True}
+
+
+@pytest.mark.parametrize(
+    ("where", "settings"), [("luthier.train.loop.backward", DURING), ("torch.optim.AdamW.step", {"adapt": FULL})]
+)
+def test_nothing_is_tried_again_while_weights_change(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, settings: dict[str, Any]
 ) -> None:
     data, base = prepared(tmp_path / "data"), find_base(str(tiny))
-    monkeypatch.setattr(loop, "backward", lambda *_: out_of_memory())
-    with pytest.raises(Stopped, match="LU-S003 memory: ran out in a step that updates"):
-        train(make_recipe(adapt=FULL, max_grad_norm=None, update_in_backward=True), data, base, tmp_path / "out")
+    monkeypatch.setattr(where, out_of_memory)
+    with pytest.raises(Stopped, match="LU-S003 memory: ran out while weights change"):
+        train(make_recipe(**settings), data, base, tmp_path / "out")
+
+
+def test_a_validation_is_tried_again_in_any_case(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, base = prepared(tmp_path / "data"), find_base(str(tiny))
+    real, calls = loop.mean_nll, iter(range(1000))
+    monkeypatch.setattr(loop, "mean_nll", lambda *args: real(*args) if next(calls) else out_of_memory())
+    assert "memory ran out 1 times" in train(make_recipe(**DURING), data, base, tmp_path / "out").path
 
 
 def test_a_step_that_ran_out_is_taken_again_and_learns_the_same(
@@ -210,7 +252,7 @@ def test_a_gradient_that_is_not_finite_is_said(tiny: Path, tmp_path: Path, monke
     data, base = prepared(tmp_path / "data"), find_base(str(tiny))
     real = CrossEntropy.__call__
     monkeypatch.setattr(CrossEntropy, "__call__", lambda self, *args: real(self, *args) * float("inf"))
-    with pytest.raises(Stopped, match=r"LU-S001 step 1: the gradient norm is .*some layers are updated already"):
+    with pytest.raises(Stopped, match=r"LU-S001 step 1: the gradient norm is .*some layers may be updated already"):
         train(make_recipe(adapt=FULL, max_grad_norm=None, update_in_backward=True), data, base, tmp_path / "out")
 
 

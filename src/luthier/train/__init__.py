@@ -60,6 +60,7 @@ def train(
     optimizer = make_optimizer(parameters, settings, how.lora_plus_ratio if isinstance(how, Lora) else 1.0)
     if isinstance(how, AdaLora):
         optimizer.register_step_post_hook(allocator(how, parameters, data.n_steps))
+    refused = recompute(decoder, settings, data.most_tokens)  # before moments of a checkpoint take memory
     checkpoints = out / "checkpoints"
     saved = checkpoint.resume(checkpoints, parameters, optimizer, report.say)
     progress = from_json(saved) if saved else Progress()
@@ -69,13 +70,12 @@ def train(
     def save(at: Progress) -> None:
         checkpoint.save(checkpoints, at.step, parameters, optimizer, to_json(at), at.best_step)
 
-    recompute(decoder, settings.recompute_layers, data.most_tokens)
-    relief = Relief(decoder, data, report.say, again=not settings.update_in_backward)
+    relief = Relief(decoder, data, report.say)
     if settings.update_in_backward:
         _check_one_micro_batch(data)
         update_in_backward(optimizer, decoder.layers()[1].parameters())
     with keeping_freed_memory(), kept_trunk(decoder, data.homes(), out) as ways:
-        path = f"{ways}; in {decoder.precision}"
+        path = f"{ways}{refused}; in {decoder.precision}"
         report.say(f"forward path: {path}")
         with report.bar("train", data.n_steps, progress.step) as advance:
             plan = make_plan(recipe, data)
@@ -149,6 +149,7 @@ def make_plan(recipe: Recipe, data: StepData) -> Plan:
         patience=settings.early_stopping.patience_checks if settings.early_stopping else None,
         save_every_s=settings.save_every_s,
         max_s=settings.max_minutes * 60 if settings.max_minutes else None,
+        in_backward=settings.update_in_backward,
         hooks=(Orthogonal(how.orthogonality),) if isinstance(how, AdaLora) else (),
     )
 

@@ -59,7 +59,9 @@ def resume(
             _unflatten(optimizer, parameters, load_file(folder / _name(step) / "optimizer.safetensors"))
             return json.loads((folder / _name(step) / "progress.json").read_text())  # type: ignore[no-any-return]
         say(f"checkpoint {_name(step)} is damaged ({reason}); it is set aside and the one before it is used")
-        (folder / _name(step)).rename(folder / f"damaged-{_name(step)}")
+        aside = folder / f"damaged-{_name(step)}"
+        shutil.rmtree(aside, ignore_errors=True)
+        (folder / _name(step)).rename(aside)
     if steps or any(folder.glob("damaged-*")):
         raise Stopped.of(
             "LU-S002", str(folder), "every checkpoint is damaged", f"delete {folder} to train from the start"
@@ -118,4 +120,4 @@ def _unflatten(
     for flat_name, value in flat.items():
         key, _, name = flat_name.partition("/")
         parameter = parameters[name]
-        optimizer.state[parameter][key] = value.clone() if key == "step" else value.to(parameter.device)
+        optimizer.state[parameter][key] = value.to(parameter.device)  # `step` too, as fused AdamW wants it

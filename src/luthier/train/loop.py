@@ -3,7 +3,8 @@
 One step is one optimizer update over all its micro-batches. Terms return sums and are divided once, by the
 count of their unit over the whole step, so the gradient does not depend on how examples were cut into
 micro-batches. Learning rate, noise and examples are functions of (seed, step): a run resumed from a
-checkpoint goes on as if it had never stopped, to the bit (same machine, threads, versions).
+checkpoint goes on as if it had never stopped, to the bit (same machine, threads, versions; where memory ran
+out, but for rounding).
 
     M learned edges, D hidden size
 """
@@ -78,20 +79,24 @@ class Plan:
     validate_every: int  # steps
     patience: int | None  # checks without improvement
     save_every_s: float
-    max_s: float | None = None  # wall clock; the schedule ends with it
+    max_s: float | None = None  # wall clock, validations included; the schedule ends with it
+    in_backward: bool = False  # layers are updated while gradients are computed: such a step cannot be tried again
     hooks: tuple[Hook, ...] = field(default=())
 
     def fraction(self, progress: Progress) -> float:
-        by_time = progress.seconds / self.max_s if self.max_s else 0.0
-        return max(progress.step / self.n_steps, by_time)
+        """Of the run; 1 would be after the last step, so that this one still learns."""
+        return max(progress.step / (self.n_steps + 1), min(self.time_share(progress), 1.0))
+
+    def time_share(self, progress: Progress) -> float:
+        return progress.seconds / self.max_s if self.max_s else 0.0
 
 
 class Relieved(Protocol):
-    def __call__(self, work: Callable[[], T]) -> T:
-        """The result of `work`, tried again in less memory where that runs out."""
+    def __call__(self, work: Callable[[], T], again: bool = True) -> T:
+        """The result of `work`, tried `again` in less memory where that runs out."""
 
 
-def as_it_is(work: Callable[[], T]) -> T:
+def as_it_is(work: Callable[[], T], again: bool = True) -> T:
     return work()
 
 
@@ -114,18 +119,21 @@ def fit(
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     saved_at = time.monotonic()
+    began = saved_at - progress.seconds
+
+    def timed(progress: Progress) -> Progress:
+        return replace(progress, seconds=time.monotonic() - began)
+
     with deferred() as interrupted:
         if not progress.checks:
-            progress = progress.judged(relieved(lambda: mean_nll(decoder, data.valid())), plan.patience)
+            progress = timed(progress.judged(relieved(lambda: mean_nll(decoder, data.valid())), plan.patience))
             save(progress)
         while progress.step < plan.n_steps and not progress.stopped:
-            started = time.monotonic()
             after = _step(decoder, optimizer, parameters, terms, data, plan, progress, interrupted, relieved)
             if after is None:
                 save(progress)
                 break  # `deferred` raises what interrupted us
-            progress = replace(after, seconds=progress.seconds + time.monotonic() - started)
-            progress = _judge_when_due(decoder, data, plan, progress, relieved)
+            progress = _judge_when_due(decoder, data, plan, timed(after), relieved, timed)
             due = time.monotonic() - saved_at >= plan.save_every_s
             if due or progress.stopped or progress.best_step == progress.step or progress.step == plan.n_steps:
                 save(progress)
@@ -154,10 +162,12 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = group["lr_ratio"] * plan.learning_rate(plan.fraction(replace(progress, step=progress.step + 1)))
     try:
-        found = relieved(lambda: _gradient(decoder, optimizer, terms, data, plan.seed, progress.step, interrupted))
+        found = relieved(
+            lambda: _gradient(decoder, optimizer, terms, data, plan.seed, progress.step, interrupted),
+            again=not plan.in_backward,
+        )
     except FloatingPointError as error:  # in the midst of the backward pass
-        kept = "some layers are updated already: what counts is the last checkpoint"
-        raise _diverged(str(error), kept, progress.step, data) from None
+        raise _diverged(str(error), plan, progress.step, data) from None
     if found is None:
         optimizer.zero_grad(set_to_none=True)
         return None
@@ -167,8 +177,8 @@ def _step(
     most = math.inf if plan.max_grad_norm is None else plan.max_grad_norm
     norm = torch.nn.utils.clip_grad_norm_(parameters, most)
     if not torch.isfinite(norm):
-        raise _diverged(float(norm), f"the weights are still those of step {progress.step}", progress.step, data)
-    optimizer.step()
+        raise _diverged(float(norm), plan, progress.step, data)
+    relieved(optimizer.step, again=False)
     optimizer.zero_grad(set_to_none=True)
     return replace(
         progress,
@@ -242,21 +252,31 @@ def mean_nll(decoder: Decoder, batches: Iterable[Batch]) -> float:
     return nats / n
 
 
-def _judge_when_due(decoder: Decoder, data: Data, plan: Plan, progress: Progress, relieved: Relieved) -> Progress:
-    out_of_time = plan.max_s is not None and progress.seconds >= plan.max_s
-    if progress.step % plan.validate_every and progress.step < plan.n_steps and not out_of_time:
+def _judge_when_due(
+    decoder: Decoder,
+    data: Data,
+    plan: Plan,
+    progress: Progress,
+    relieved: Relieved,
+    timed: Callable[[Progress], Progress],
+) -> Progress:
+    due = progress.step % plan.validate_every == 0 or progress.step == plan.n_steps or plan.time_share(progress) >= 1
+    if not due:
         return progress
-    progress = progress.judged(relieved(lambda: mean_nll(decoder, data.valid())), plan.patience)
-    if out_of_time and progress.step < plan.n_steps:
-        return replace(progress, stopped=f"the time limit was reached after {progress.step} of {plan.n_steps} steps")
-    return progress
+    progress = timed(progress.judged(relieved(lambda: mean_nll(decoder, data.valid())), plan.patience))
+    if plan.time_share(progress) < 1 or progress.step == plan.n_steps or progress.stopped:
+        return progress
+    return replace(progress, stopped=f"the time limit was reached after {progress.step} of {plan.n_steps} steps")
 
 
 def _n_computed(decoder: Decoder, batch: Batch) -> int:
     return batch.ids.numel() if decoder.shares else batch.n_input_tokens
 
 
-def _diverged(norm: float | str, weights: str, step: int, data: Data) -> Stopped:
+def _diverged(norm: float | str, plan: Plan, step: int, data: Data) -> Stopped:
+    weights = f"the weights are still those of step {step}"
+    if plan.in_backward:
+        weights = "some layers may be updated already: what counts is the last checkpoint"
     names = ", ".join(e.source for e in data.examples(step)[:16])
     return Stopped.of(
         "LU-S001",

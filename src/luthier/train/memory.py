@@ -8,7 +8,7 @@ nothing of this changes what is learned. This module knows nothing of losses or 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -17,33 +17,38 @@ from luthier.decoder import LOGITS_CHUNK, Decoder, probe_rows
 from luthier.errors import Stopped, first_line
 from luthier.machine import available_bytes, give_back_freed_memory
 from luthier.recompute import kept_bytes
+from luthier.settings import Train
 from luthier.train.data import StepData
+from luthier.train.optim import MOMENT_BYTES
 
 T = TypeVar("T")
 
 USED_SHARE = 0.8
 """Of the memory that is free at load, what a step is planned to take: the allocator needs some between its blocks."""
-MOMENTS = 2
-"""AdamW keeps two numbers for each weight that learns."""
 
 
-def recompute(decoder: Decoder, wanted: int | Literal["auto"], n_tokens: int) -> None:
-    """Let layers be computed again: so many, or as many as a batch of `n_tokens` needs in the memory that is free."""
-    if wanted == "auto":
-        wanted = _as_needed(decoder, n_tokens)
-    if decoder.recomputable:
-        decoder.recompute = min(wanted, len(decoder.layers()[1]))
+def recompute(decoder: Decoder, settings: Train, n_tokens: int) -> str:
+    """Let layers be computed again: so many, or as many as a batch of `n_tokens` needs in the memory that is free.
+
+    Returns what is to be said where layers are asked for that cannot be computed again.
+    """
+    wanted = settings.recompute_layers
+    if not decoder.recomputable:
+        return f"; {wanted} layers cannot be computed again" if wanted not in ("auto", 0) else ""
+    decoder.recompute = _as_needed(decoder, settings, n_tokens) if wanted == "auto" else wanted
+    decoder.recompute = min(decoder.recompute, len(decoder.layers()[1]))
+    return ""
 
 
-def _as_needed(decoder: Decoder, n_tokens: int) -> int:
+def _as_needed(decoder: Decoder, settings: Train, n_tokens: int) -> int:
     free = available_bytes(decoder.device)
-    if free is None or not decoder.recomputable:
+    if free is None:
         return 0
     n_layers = len(decoder.layers()[1])
     whole, least = (_kept_a_token(decoder, n) * n_tokens for n in (0, n_layers))
     a_layer = (whole - least) / n_layers  # what one layer keeps beside its input
-    room = USED_SHARE * free - _beside(decoder, n_tokens) - least
-    if room >= whole - least:
+    room = USED_SHARE * free - _beside(decoder, settings, n_tokens) - least
+    if room >= whole - least or a_layer <= 0:
         return 0
     n_kept = int((room - a_layer) // a_layer)  # while a layer is computed again, all of it is there
     return n_layers - max(n_kept, 0)
@@ -59,23 +64,26 @@ def _kept_a_token(decoder: Decoder, n_recomputed: int) -> float:
         decoder.recompute = before
 
 
-def _beside(decoder: Decoder, n_tokens: int) -> int:
+def _beside(decoder: Decoder, settings: Train, n_tokens: int) -> int:
     """Gradients, moments, merged weights, and logits with their gradient."""
-    learned = sum(p.nbytes for p in decoder.model.parameters() if p.requires_grad)
+    n_learned = sum(p.numel() for p in decoder.model.parameters() if p.requires_grad)
+    gradients = 0 if settings.update_in_backward else torch.float32.itemsize  # a layer's at most
     merged = sum(p.nbytes for p in decoder.layers()[1].parameters()) if decoder.fused else 0
     vocabulary = int(decoder.body.config.get_text_config().vocab_size)
     logits = 3 * min(n_tokens, LOGITS_CHUNK) * vocabulary * torch.float32.itemsize
-    return (1 + MOMENTS) * learned + merged + logits
+    return (gradients + MOMENT_BYTES[settings.optimizer]) * n_learned + merged + logits
 
 
 class Relief:
-    """What gives way when memory runs out: first every layer is computed again, then micro-batches become smaller.
+    """What gives way when memory runs out, in this order.
 
-    Nothing, unless `again`: a step that has updated half of its layers cannot be taken again.
+    Every layer is computed again; micro-batches become smaller; frozen layers are not kept any more (`trunk.py`
+    computes them for as many examples at once as were asked for at load).
     """
 
-    def __init__(self, decoder: Decoder, data: StepData, say: Callable[[str], None], again: bool = True) -> None:
-        self._decoder, self._data, self._say, self._again = decoder, data, say, again
+    def __init__(self, decoder: Decoder, data: StepData, say: Callable[[str], None]) -> None:
+        self._decoder, self._data, self._say = decoder, data, say
+        self._at_load = data.tokens_per_micro_batch
         self._n = 0
 
     @property
@@ -83,10 +91,11 @@ class Relief:
         """How often memory ran out, to be added to the path in words."""
         return f"; memory ran out {self._n} times, and each time something gave way" if self._n else ""
 
-    def __call__(self, work: Callable[[], T]) -> T:
-        """The result of `work`, which must change nothing before it has one; tried again where memory runs out.
+    def __call__(self, work: Callable[[], T], again: bool = True) -> T:
+        """The result of `work`, tried `again` in less memory where that runs out.
 
-        Raises Stopped LU-S003 where a single example is too much, or nothing may be tried again.
+        Only what changes nothing before it has a result may be tried again. Raises Stopped LU-S003 where a single
+        example is too much, or nothing may be tried.
         """
         while True:
             try:
@@ -95,9 +104,9 @@ class Relief:
                 if not ran_out(error):
                     raise
                 found = first_line(error)
-                if not self._again:
-                    advice = "set train.recompute_layers, or lower examples_per_step; or leave out update_in_backward"
-                    raise Stopped.of("LU-S003", "memory", f"ran out in a step that updates: {found}", advice) from None
+                if not again:
+                    advice = "train.recompute_layers, train.optimizer: adamw_8bit, adapters, or fewer examples_per_step"
+                    raise Stopped.of("LU-S003", "memory", f"ran out while weights change: {found}", advice) from None
             # Only here, behind the `except`, is what the failed attempt held free again.
             give_back_freed_memory()
             if self._decoder.device.type == "cuda":
@@ -111,6 +120,10 @@ class Relief:
         if decoder.recompute < n_layers:
             decoder.recompute = n_layers
             self._say(f"memory ran out: all {n_layers} layers are computed again in the backward pass from now on")
+            return
+        if data.tokens_per_micro_batch <= data.shortest and decoder.shortcut is not None:
+            decoder.shortcut, data.tokens_per_micro_batch = None, self._at_load
+            self._say(f"memory ran out: all layers run in every step, {self._at_load} tokens at once, from now on")
             return
         if data.tokens_per_micro_batch <= data.shortest:
             raise Stopped.of(

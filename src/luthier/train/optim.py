@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from luthier.quantized import check_bitsandbytes
 from luthier.settings import Train
 
+MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2}
+"""Of a weight that learns, in the optimizer."""
+
 
 def make_optimizer(
     parameters: dict[str, nn.Parameter], settings: Train, lora_plus_ratio: float = 1.0
