@@ -39,7 +39,7 @@ LORA: dict[str, dict[str, Any]] = {
     "orthogonal": {"init": "orthogonal"},
     "pissa": {"init": "pissa"},
     "olora": {"init": "olora"},
-    "lora_plus": {"lora_plus_ratio": 8.0},
+    "lora_plus": {"lora_plus_ratio": 4.0},
     "patterns": {"rank_pattern": {"v_proj": 8}, "alpha_pattern": {"layers.1.*down_proj": 4.0}},
     "pissa rslora patterns": {
         "init": "pissa",
