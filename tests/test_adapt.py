@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from luthier.adapt import adapt, is_adapter, load_adapted, load_merged, save_adapted, trainable
+from luthier.adapt import _settle, adapt, is_adapter, load_adapted, load_merged, save_adapted, trainable
 from luthier.batch import make_batch
 from luthier.conversation import Conversation, Message, make_conversation, write_conversations
 from luthier.decoder import Decoder
@@ -243,6 +243,21 @@ def test_lora_plus_makes_b_learn_faster_than_a(base: Base) -> None:
     assert all(ratio == (8.0 if ".lora_B." in name else 1.0) for name, ratio in ratios.items())
 
 
+def test_lora_plus_reaches_b_of_embeddings(tmp_path: Path, base: Base) -> None:
+    how = make_recipe({"rank": 4, "target": ["embed_tokens"]}).model.adapt
+    parameters = trainable(adapt(load_model(untied(base, tmp_path), CPU), how, base, 0))
+    groups = make_optimizer(parameters, make_recipe({}).train, 8.0).param_groups
+    assert [(group["lr_ratio"], [p.shape[1] for p in group["params"]]) for group in groups][1:] == [(8.0, [4])]
+
+
+def test_an_adapter_is_written_alike_by_every_process(base: Base, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"feedforward_modules": ["up_proj", "down_proj"]}))
+    _settle(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text()) == {
+        "feedforward_modules": ["down_proj", "up_proj"]
+    }
+
+
 def test_dropout_still_makes_a_model_run_row_by_row(base: Base) -> None:
     how = make_recipe({"method": "vera", "params": {"vera_dropout": 0.1}}).model.adapt
     assert "dropout" in Decoder(adapt(load_model(base, CPU), how, base, 0)).path
@@ -285,21 +300,30 @@ def with_biases(folder: Path) -> Base:
     return find_base(str(folder))
 
 
-def test_an_untied_head_alone_can_be_trained(base: Base, data: Path, tmp_path: Path) -> None:
+def untied(base: Base, folder: Path) -> Base:
+    """A model of its shape with output embeddings of its own."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(base.folder)
     config.tie_word_embeddings = False
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "untied")
-    load_tokenizer(base).save_pretrained(tmp_path / "untied")
-    untied = find_base(str(tmp_path / "untied"))
-    done = train(make_recipe({"method": "partial", "train": ["lm_head"]}), data, untied, tmp_path / "out")
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "untied")
+    load_tokenizer(base).save_pretrained(folder / "untied")
+    return find_base(str(folder / "untied"))
+
+
+def test_an_untied_head_alone_can_be_trained(base: Base, data: Path, tmp_path: Path) -> None:
+    other = untied(base, tmp_path)
+    done = train(make_recipe({"method": "partial", "train": ["lm_head"]}), data, other, tmp_path / "out")
     assert done.checks[-1].nll < done.checks[0].nll
-    before, after = (load_file(f / "model.safetensors") for f in (untied.folder, tmp_path / "out" / "model"))
+    before, after = (load_file(f / "model.safetensors") for f in (other.folder, tmp_path / "out" / "model"))
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["lm_head.weight"]
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def odd(**params: Any) -> dict[str, Any]:
+    return {"target": ["q_proj", "v_proj"], "params": params}
 
 
 @pytest.mark.parametrize(
@@ -311,6 +335,11 @@ def test_an_untied_head_alone_can_be_trained(base: Base, data: Path, tmp_path: P
         ({"rank_pattern": {"q_prj": 4}}, r"LU-M010 model.adapt.rank_pattern: q_prj.*\s+-> did you mean 'q_proj'"),
         ({"method": "partial", "train": ".*nrom.*"}, "LU-M010 model.adapt.train"),
         ({"method": "partial", "bitfit": True}, "LU-M010 model.adapt.bitfit"),
+        ({"target": ["q_proj", "v_porj", "k_prj"]}, r"target: v_porj(.|\n)*target: k_prj"),
+        ({"method": "ia3", "target": ["k_proj", "dwn_proj"]}, "LU-M010 model.adapt.target: dwn_proj"),
+        ({"method": "partial", "train": ["norm", "lm_haed"]}, "LU-M010 model.adapt.train: lm_haed"),
+        ({"method": "partial", "last_layers": 1, "train": ".*nrom.*"}, "LU-M010 model.adapt.train"),
+        ({"method": "partial", "last_layers": 1, "bitfit": True}, "LU-M010 model.adapt.bitfit"),
         ({"rank": 17}, r"LU-M012 model.adapt.rank: 17 is more than k_proj has: 32 x 16\s+-> 16 at most"),
         ({"last_layers": 3}, "LU-M012 model.adapt.last_layers: there are 2 layers, not 3"),
         ({"method": "partial", "last_layers": 3}, "LU-M012 model.adapt.last_layers"),
@@ -319,6 +348,14 @@ def test_an_untied_head_alone_can_be_trained(base: Base, data: Path, tmp_path: P
         ({"method": "ia3", "target": ["norm"]}, "LU-M013 model.adapt: IA3"),
         ({"method": "oft", "target": ["q_proj", "norm"]}, "LU-M013 model.adapt: OFT"),
         ({"method": "c3a", "target": ["q_proj"]}, "LU-M013 model.adapt: C3A: .*block size"),
+        ({"method": "oft", **odd(oft_block_size=5)}, r"LU-M013 model.adapt: OFT: .*Adjusted `oft_block_size` to \(4\)"),
+        ({"method": "hra", **odd(r=3)}, "LU-M013 model.adapt: HRA: .*symmetric initialization"),
+        ({"method": "boft", **odd(boft_n_butterfly_factor=2)}, "LU-M013 model.adapt: BOFT: .*factor to 1"),
+        ({"method": "boft", **odd(bias="nope")}, "LU-M013 model.adapt: BOFT"),
+        ({"method": "vera", **odd(r=0)}, "LU-M013 model.adapt: VERA: .*division by zero"),
+        ({"method": "vera", **odd(r=-2)}, "LU-M013 model.adapt: VERA: .*negative dimension"),
+        ({"method": "loha", **odd(rank_pattern={"[": 3})}, "LU-M013 model.adapt: LOHA: .*character set"),
+        ({"method": "loha", **odd(layers_to_transform=[99])}, r"LU-M013 .*'layers_to_transform': \[99\]"),
         ({"method": "adalora"}, "LU-M012 model.adapt.initial_rank: 24 is more than k_proj has: 32 x 16"),
         ({"method": "adalora", "target": ["v_porj"]}, "LU-M010 model.adapt.target: v_porj"),
         ({"method": "bottleneck", "reduction": 33}, "LU-M012 model.adapt.reduction: 33 is more than .* 32"),
@@ -340,6 +377,8 @@ def test_what_the_model_cannot_take_is_said(base: Base, how: dict[str, Any], sai
         ({"method": "adalora", "start_fraction": 0.7}, "LU-R009 .*leave no steps in which ranks are taken"),
         ({"method": "adalora", "rank": 4}, "LU-R008 .*model.adapt.rank: no such setting"),
         ({"method": "peft", "type": "VEERA"}, "LU-R009 .*no such technique; did you mean 'VERA'"),
+        ({"method": "peft", "type": "vera"}, "LU-R009 .*no such technique; did you mean 'VERA'"),
+        ({"method": "vblora", "params": {"topk": 300}}, "LU-R009 .*topk 300 is more than num_vectors 256"),
         ({"method": "vera", "params": {"rr": 4}}, r"LU-R008 .*model.adapt.params.rr: .*\s+-> did you mean 'r'"),
         ({"method": "vera", "params": {"r": "4"}}, "LU-R009 .*model.adapt.params.r: .*integer, found '4'"),
         ({"method": "vera", "params": {"target_modules": ["a"]}}, r"LU-R008 .*\s+-> `model.adapt.target`"),

@@ -11,17 +11,19 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from test_adapt import CPU, Killed, adapted, conversations, gap, make_recipe
+from test_adapt import CPU, Killed, adapted, conversations, gap, make_recipe, untied
 from torch import nn
 
 from luthier import lifecycle
-from luthier.adapt import load_adapted, load_merged, save_adapted
+from luthier import train as training
+from luthier.adapt import adapt, load_adapted, load_merged, save_adapted, trainable
 from luthier.conversation import write_conversations
 from luthier.decoder import Decoder
 from luthier.errors import ModelError, RecipeError
-from luthier.joined import add, join, read_adapter
+from luthier.joined import Low, add, join, read_adapter
 from luthier.models import Base, find_base, load_model, load_tokenizer
 from luthier.records import EvalReport, TrainReport
+from luthier.store import folder_hash
 from luthier.train import loop, train
 from luthier.train.loop import Progress
 
@@ -91,6 +93,22 @@ def test_equal_ranks_need_no_patterns(base: Base, given: Path, tmp_path: Path) -
     assert (config["r"], config["lora_alpha"], config["rank_pattern"], config["alpha_pattern"]) == (8, 8, {}, {})
 
 
+def test_an_adapter_of_the_embeddings_is_joined_too(base: Base, tmp_path: Path) -> None:
+    other, folders = untied(base, tmp_path), [tmp_path / "own", tmp_path / "joined", tmp_path / "given"]
+    for folder, target in zip(
+        folders, (["embed_tokens", "v_proj"], ["embed_tokens", "v_proj"], ["v_proj"]), strict=True
+    ):
+        how = make_recipe({"rank": 4, "target": target}).model.adapt
+        model = adapt(load_model(other, CPU), how, other, 0)
+        with torch.no_grad():
+            for parameter in trainable(model).values():
+                parameter += 0.1
+        save_adapted(model, folder, load_tokenizer(other))
+    join(tmp_path / "joined", [read_adapter(tmp_path / "given", other)])
+    joined = load_adapted(load_model(other, CPU), tmp_path / "joined")
+    assert gap(joined, peft_sum(other, {tmp_path / "own": 1.0, tmp_path / "given": 1.0})) < 1e-5
+
+
 @pytest.mark.parametrize("how", [{"rank": 4}, {"method": "full"}, {"rank": 4, "init": "pissa"}])
 def test_training_begins_with_the_given_adapters_and_leaves_all_of_them(
     base: Base,
@@ -112,6 +130,21 @@ def test_training_begins_with_the_given_adapters_and_leaves_all_of_them(
     begun = load_merged(load_model(base, CPU), tmp_path / "still" / "model")
     assert gap(begun, peft_sum(base, {given / name: weight for name, weight in weights.items()})) < 1e-5
     assert gap(load_merged(load_model(base, CPU), tmp_path / "long" / "model"), begun) > 1e-3
+
+
+def test_the_record_names_the_adapters_that_were_used(
+    base: Base, given: Path, chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = changed(given / "rslora", tmp_path / "mine")
+    recipe = make_recipe({}, model={"adapters": ["mine"], "adapt": {"rank": 4}}, train={"epochs": 1})
+    before = folder_hash(mine)
+
+    def fit_and_change(*args: Any) -> Progress:
+        (mine / "adapter_config.json").write_text("{}")
+        return loop.fit(*args)
+
+    monkeypatch.setattr(training, "fit", fit_and_change)
+    assert train(recipe, chats, base, tmp_path / "out", folder=tmp_path).adapters[0].sha256 == before
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(
@@ -225,6 +258,39 @@ def test_an_adapter_of_another_shape_is_refused(base: Base, given: Path, tmp_pat
     save_file(weights | {name: weights[name][:, :8].contiguous()}, other / "adapter_model.safetensors")
     with pytest.raises(ModelError, match=r"LU-M032 .*q_proj: an adapter of a matrix of \(32, 8\); .* \(32, 32\)"):
         add(load_model(base, CPU), [read_adapter(other, base)])
+
+
+def test_an_adapter_of_a_head_that_is_the_embeddings_is_refused(base: Base) -> None:
+    n_tokens, width = load_model(base, CPU).get_output_embeddings().weight.shape
+    of_head = {"lm_head": Low(torch.zeros(1, width), torch.zeros(n_tokens, 1))}
+    with pytest.raises(ModelError, match="LU-M032 model.adapters: lm_head: is both input and output embeddings"):
+        add(load_model(base, CPU), [of_head])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([], "its configuration is no mapping"),
+        ({"lora_alpha": "16"}, "lora_alpha: .*valid number"),
+        ({"alpha_pattern": {"(": 3}}, "alpha_pattern.*regular expression"),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_says_no_scale_is_refused(
+    base: Base, given: Path, tmp_path: Path, content: Any, said: str
+) -> None:
+    other = changed(given / "rslora", tmp_path / "other", **(content or {}))
+    if not content:
+        (other / "adapter_config.json").write_text("[]")
+    with pytest.raises(ModelError, match=f"LU-M030 .*holds no adapter that can be read: {said}"):
+        read_adapter(other, base)
+
+
+def test_a_configuration_without_alpha_has_that_of_peft(base: Base, given: Path, tmp_path: Path) -> None:
+    of_8, without = (changed(given / "rslora", tmp_path / name, lora_alpha=8) for name in ("eight", "none"))
+    config = json.loads((without / "adapter_config.json").read_text())
+    (without / "adapter_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "lora_alpha"}))
+    pairs = zip(read_adapter(of_8, base).values(), read_adapter(without, base).values(), strict=True)
+    assert all(torch.equal(a.b, b.b) for a, b in pairs)
 
 
 def changed(folder: Path, copy: Path, **settings: Any) -> Path:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from luthier import show
+
 RECIPE = """
 name: tiny
 data: {{sources: [{{path: rows.jsonl}}], split: {{by: row, valid_fraction: 0.1, test_fraction: 0.3}}}}
@@ -99,10 +101,25 @@ def test_a_mistake_is_said_with_its_place_and_exit_code_2(project: Path) -> None
         (("runs", "--frobnicate"), "LU-U000"),
         (("run", "recipe.yaml", "--set", "train.epochs=many"), "LU-R009 recipe.yaml: train.epochs"),
         (("run", "recipe.yaml", "--set", "model.base=no/such-model"), "LU-M001"),
+        (("init", "recipe.yaml"), "LU-U019 recipe.yaml: File exists"),
+        (("run", "x" * 300), "LU-U019 xxx"),
+        (("prepare", "recipe.yaml", "--workspace", "rows.jsonl"), "LU-U019 rows.jsonl"),
+        (("review", "tiny", "--port", "99999999"), "LU-U000"),
+        (("trials", "recipe.yaml", "--vary", "train.epochs=1,2", "--held-out", "nan"), "--held-out lies between"),
+        (("trials", "recipe.yaml", "--vary", "train.epochs=1,2", "--new-seeds", "-3"), "LU-U000"),
+        (("plan", "--differ", "0.2", "--gain", "nan"), "--gain and --limit are numbers"),
+        (("check", "recipe.yaml", "--set", "data.split.valid_fraction=0"), "LU-D070"),
     ],
 )
 def test_other_mistakes(project: Path, arguments: tuple[str, ...], said: str) -> None:
     assert said in luthier(*arguments, cwd=project, code=2).stderr
+
+
+def test_answers_are_shown_with_their_lines_and_nothing_that_a_terminal_obeys(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show.chat(lambda _: "1. tea\n2. milk\x1b[2J", ["What?"])
+    assert capsys.readouterr().out == "1. tea\n2. milk\\x1b[2J\n"
 
 
 def test_a_run_that_diverges_is_stopped_by_rule(project: Path, tiny: Path) -> None:

@@ -308,10 +308,32 @@ def test_packs_that_were_not_used_for_longest_leave(
     with remembered(encoder):
         assert encoder.memory is not None
         assert encoder.memory.find([r.id for r in kept]).keys() == {kept[0].id, kept[2].id}
-    monkeypatch.setattr(encoded, "MAX_BYTES", 0)
+    monkeypatch.setattr(encoded, "MAX_BYTES", max(p.stat().st_size for p in packs(tmp_path)) + 8)
     with remembered(encoder):
         encoder.all([row("Item 9?", "Yes.")])
-    assert not packs(tmp_path)
+    [kept_one] = packs(tmp_path)
+    monkeypatch.setattr(encoded, "MAX_BYTES", 40)  # of which a new one would have more by itself
+    with remembered(encoder):
+        encoder.all([row("Item 10, which is longer than all the others?", "Yes.")])
+    assert packs(tmp_path) == [kept_one]
+
+
+def test_a_pack_that_cannot_be_opened_now_stays(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row("Item?", "Yes.")]
+    with remembered(encoder):
+        encoder.all(rows)
+    [pack] = packs(tmp_path)
+
+    def too_many_open(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(encoded.np, "memmap", too_many_open)
+        with remembered(encoder):
+            assert encoder.memory is not None and not encoder.memory.find([rows[0].id])
+    assert packs(tmp_path) == [pack]
 
 
 def test_a_place_where_nothing_can_be_written_costs_nothing_but_time(

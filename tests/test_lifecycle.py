@@ -315,12 +315,78 @@ def test_what_cannot_be_judged_stops_before_training(project: Path) -> None:
         (("release.rules.0.where={topic: nowhere}",), "LU-E007"),
         (("evaluate.suites=[{name: x, path: missing.jsonl, form: pairs}]",), "LU-D071"),
         (("evaluate.requests=missing.txt",), "LU-D019"),
+        (("evaluate.cluster_by=topik",), "LU-D102"),
+        (("data.split.valid_fraction=0.0",), "LU-D070"),
+        (("model.adapters=[nope]",), "LU-M030"),
         ((f"evaluate.judges=[{ASKED}]",), "LU-M006"),
         ((f"evaluate.judges=[{JUDGE}]", "release.rules.0.metric=preferred_corrected"), "LU-E008"),
     ):
         with pytest.raises(LuthierError, match=code):
             run(project, *settings)
+        with pytest.raises(LuthierError, match=code):
+            lifecycle.check(project / "recipe.yaml", overrides=settings, out=project / "checked")
     assert not list(project.glob("runs/*/train"))
+
+
+def test_a_run_whose_files_are_damaged_is_said(project: Path) -> None:
+    done, _ = run(project)
+    folder, origin = done.folder, (done.folder / "run.json").read_text()
+    for content in ("", "{}", "[]"):
+        (folder / "run.json").write_text(content)
+        with pytest.raises(RunError, match=r"LU-U008 .*run.json: does not say where"):
+            lifecycle.run(folder)
+    run(project)
+    assert (folder / "run.json").read_text() == origin  # the recipe says it anew
+    recipe = (folder / "recipe.yaml").read_bytes()
+    for bad in (b"", b"\xff\xfe"):
+        (folder / "recipe.yaml").write_bytes(bad)
+        with pytest.raises(LuthierError, match=r"LU-R002 .*recipe.yaml"):
+            lifecycle.run(folder, overrides=("seed=3",))
+    (folder / "recipe.yaml").write_bytes(recipe)
+    (folder / "prepare" / "train.jsonl").unlink()
+    with pytest.raises(RunError, match=r"LU-U018 .*train.jsonl is missing"):
+        finished.talk(folder)
+    (folder / "evaluate" / "evaluation.json").unlink()
+    with pytest.raises(RunError, match=r"LU-U018 .*evaluation.json is missing"):
+        finished.pilot(folder, None, None, 0.8)
+    with pytest.raises(RunError, match=r"LU-U008 .*evaluation.json: cannot be read"):
+        EvalReport.read(folder / "evaluate" / "evaluation.json")
+    (folder / "train" / "record.json").write_text("x")
+    [(_, stages)] = finished.list_runs(project / "runs")
+    assert [*stages] == ["prepare", "evaluate", "release"]
+
+
+def test_a_training_whose_beginning_is_not_known_is_said(project: Path) -> None:
+    done = lifecycle.run(project / "recipe.yaml", workspace=project / "runs", until="prepare")
+    (done.folder / "train").mkdir()
+    (done.folder / "train" / "start.json").write_text("")
+    with pytest.raises(RunError, match=r"LU-U004 .*start.json: does not say"):
+        run(project)
+
+
+def test_how_often_it_is_saved_trains_nothing_anew(project: Path) -> None:
+    lifecycle.run(project / "recipe.yaml", workspace=project / "runs", until="train")
+    said = Said()
+    again = ("train.save_every_s=9.0", "train.recompute_layers=1")
+    lifecycle.run(project / "recipe.yaml", overrides=again, workspace=project / "runs", until="train", report=said)
+    assert said.about("train").startswith("train: taken over from")
+
+
+def test_a_project_that_was_moved_is_looked_for_where_it_lies(project: Path, tmp_path: Path) -> None:
+    lifecycle.run(project / "recipe.yaml", workspace=project / "runs", until="prepare")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("recipe.yaml", "rows.jsonl", "own.py", "runs"):
+        (project / name).rename(moved / name)
+    done = lifecycle.run(moved / "recipe.yaml", workspace=moved / "runs", until="prepare")
+    assert json.loads((done.folder / "run.json").read_text()) == {"origin": str(moved)}
+
+
+def test_virtual_tokens_take_places_of_the_context_window(project: Path) -> None:
+    lifecycle.run(project / "recipe.yaml", workspace=project / "runs", until="prepare")
+    prompt = "model.adapt={method: prompt, tokens: 2040}"
+    with pytest.raises(LuthierError, match="LU-D046 .*over the limit of 8"):
+        lifecycle.run(project / "recipe.yaml", overrides=(prompt,), workspace=project / "runs", until="prepare")
 
 
 # -- kill -9 ----------------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str]] = {
     "granite": ("GraniteConfig", SHAPE | {"logits_scaling": 3.0, "embedding_multiplier": 2.0}, FUSED),
     "cohere": ("CohereConfig", SHAPE | {"logit_scale": 0.5}, f"{TREE}; the model's own layers: CohereDecoderLayer has"),
     "phi": ("PhiConfig", SHAPE | {"attention_dropout": 0.0}, f"{TREE}; the model's own layers: PhiDecoderLayer has"),
-    "gpt2": ("GPT2Config", GPT2, f"{TREE}; the model's own layers: GPT2Block has"),
+    "gpt2": ("GPT2Config", GPT2, f"{TREE}; the model's own layers: GPT2Block has attn, .*lacks .*self_attn"),
     "bloom": (
         "BloomConfig",
         {"vocab_size": VOCABULARY, "hidden_size": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.2},
@@ -286,6 +286,11 @@ def test_a_folder_is_found_relative_to_the_recipe(tiny: Path) -> None:
     found = find_base(tiny.name, tiny.parent)
     assert found.folder == tiny and found.name == tiny.name and found.public_name == tiny.name
     assert context_tokens(found) == 2048
+
+
+def test_a_context_window_is_found_by_whatever_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_positions": 64}))
+    assert context_tokens(find_base(str(tmp_path))) == 64
 
 
 def test_a_fingerprint_tells_weights_apart(tiny: Path, tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
+from luthier import plugins
 from luthier.errors import Problem, RecipeError
 from luthier.plugins import METRICS, Registry
 
@@ -51,6 +53,15 @@ def test_an_unknown_name_suggests_the_likely_one(tmp_path: Path, typo: str, mean
     problem = refused(typo, tmp_path)
     assert (problem.code, problem.found) == ("LU-R010", f"no metric is called '{typo}'")
     assert problem.advice == f"did you mean '{meant}'?" if meant else "accuracy, " in problem.advice
+
+
+def test_an_installed_name_that_cannot_be_loaded_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stale = EntryPoint("stale", "luthier.evaluate.metrics:gone", "luthier.metrics")
+    monkeypatch.setattr(plugins, "_entry_points", lambda _: {"stale": stale})
+    with pytest.raises(
+        RecipeError, match=r"LU-R011 .*'luthier.evaluate.metrics:gone', .* cannot be imported: Attribute"
+    ):
+        METRICS.find("stale", "evaluate.metrics.0", tmp_path)
 
 
 def test_a_function_of_the_recipes_folder_is_found(tmp_path: Path) -> None:

@@ -413,7 +413,7 @@ def test_a_missing_package_is_said_before_anything_runs(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError) as refused:
         lifecycle.run(tmp_path / "recipe.yaml", workspace=tmp_path / "runs")
-    assert "LU-M002" in str(refused.value) and "pip install 'luthier[quantized]'" in str(refused.value)
+    assert "LU-M002" in str(refused.value) and "pip install -c constraints.txt '.[quantized]'" in str(refused.value)
 
 
 # -- a real model -----------------------------------------------------------------------------------------

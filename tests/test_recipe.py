@@ -18,7 +18,7 @@ from luthier import recipe as recipes
 from luthier import settings as the_tree
 from luthier.errors import Problem, RecipeError
 from luthier.recipe import load, to_yaml, validate
-from luthier.settings import Lora, Recipe, Use, fingerprint, metric_name, source_path
+from luthier.settings import Lora, Recipe, Use, fingerprint, located, metric_name, source_path
 from luthier.strict_yaml import parse_yaml
 
 MINIMAL = """\
@@ -244,6 +244,12 @@ def test_a_setting_that_resembles_none_lists_what_is_allowed(tmp_path: Path) -> 
         ("train: {schedule: linear}", "train.schedule"),
         ("train: {max_grad_norm: 0}", "train.max_grad_norm"),
         ("train: [epochs, 3]", "train"),
+        ("model: {adapt: [lora]}", "model.adapt"),
+        ("model: {adapt: LORA}", "model.adapt"),
+        ("model: {adapt: {method: null}}", "model.adapt"),
+        ("evaluate: {suites: [{name: knowledge, form: pairs}]}", "evaluate.suites.0"),
+        ("evaluate: {servers: {url: 'http://[::1', model: m}}", "evaluate.servers"),
+        ("evaluate: {servers: {url: 'http://host:many/v1', model: m}}", "evaluate.servers"),
         ("seed: -1", "seed"),
         ("seed: 4294967296", "seed"),
         ("evaluate: {confidence: 1}", "evaluate.confidence"),
@@ -260,6 +266,32 @@ def test_a_value_out_of_range_or_of_the_wrong_type_is_refused(
     found = problem(MINIMAL + line, tmp_path)
     assert found.code == "LU-R009" and found.where.endswith(f"recipe.yaml: {place}"), found
     assert found.found
+
+
+def test_what_pydantic_would_say_for_its_own_kind_is_said_in_our_words(tmp_path: Path) -> None:
+    found = problem(MINIMAL + "model: {adapt: LORA}", tmp_path)
+    assert (found.found, found.advice) == ("no method is called 'LORA'", "did you mean 'lora'?")
+    assert problem(MINIMAL + "model: {adapt: [lora]}", tmp_path).found == "is no mapping of settings, found ['lora']"
+    suite = problem(MINIMAL + "evaluate: {suites: [{name: knowledge, form: pairs}]}", tmp_path).found
+    assert suite == "the suite 'knowledge' is of the form multiple_choice; a file needs a path"
+    server = problem(MINIMAL + "evaluate: {servers: {url: 'http://[::1', model: m}}", tmp_path).found
+    assert server.startswith("a url is http:// or https:// with a host")
+
+
+@pytest.mark.parametrize("value", ["2024-02-30", "!!int abc", "!!bool maybe", "9" * 5000])
+def test_a_value_that_is_none_of_its_kind_is_refused(tmp_path: Path, value: str) -> None:
+    assert problem(MINIMAL.replace("shop", value), tmp_path).code == "LU-R003"
+
+
+def test_half_a_character_is_refused(tmp_path: Path) -> None:
+    found = problem(MINIMAL, tmp_path, r'data.system="\ud800"')
+    assert found.code == "LU-R002" and "data.system: " in str(found) and "\ud800" not in str(found)
+
+
+def test_the_home_of_nobody_is_a_path_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert located("~nosuchuser/x", tmp_path) == tmp_path / "~nosuchuser/x"
+    assert located("~/x", tmp_path) == tmp_path / "home/x"
 
 
 def test_a_number_in_quotes_says_what_to_do(tmp_path: Path) -> None:
@@ -287,6 +319,11 @@ def test_a_name_that_is_no_folder_name_is_refused(name: Any) -> None:  # bad inp
 @pytest.mark.parametrize("name", ["a", "7", "Shop_assistant-2.0", "x" * 64])
 def test_a_name_that_is_a_folder_name_is_accepted(name: str) -> None:
     assert checked(name=name).name == name
+
+
+def test_a_technique_may_be_said_by_its_name_alone() -> None:
+    for name, method in {"full": "full", "lora": "lora", "auto": "auto", "ia3": "peft"}.items():
+        assert checked(model={"adapt": name}).model.adapt.method == method
 
 
 def test_adapters_are_of_the_lora_kind_unless_said_otherwise() -> None:
@@ -339,6 +376,11 @@ def test_a_rule_has_one_margin() -> None:
     rule = {"metric": "rouge1", "must": "not_regress", "by_points": 1.0, "by_relative": 0.1}
     with pytest.raises(RecipeError, match=r"release.rules.0: give by_points or by_relative, not both"):
         checked(release={"rules": [rule]})
+
+
+def test_a_rule_reads_all_that_is_set(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="LU-R009 .*release.rules.0: a not_regress rule does not read min_effect"):
+        checked(release={"rules": [{"metric": "rouge1", "must": "not_regress", "min_effect": 0.5}]})
 
 
 def test_a_release_has_a_rule() -> None:

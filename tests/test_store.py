@@ -31,7 +31,8 @@ def make_run(workspace: Path, name: str, age: int = 0) -> Path:
     """A run's folder, `age` seconds old."""
     run = workspace / name
     run.mkdir(parents=True, exist_ok=True)
-    (run / "recipe.yaml").write_text("name: x\n")
+    for name in ("recipe.yaml", "run.json"):
+        (run / name).write_text("{}")
     os.utime(run, (10**9 - age, 10**9 - age))
     return run
 
@@ -206,6 +207,14 @@ def test_a_run_is_found_by_folder_by_name_and_by_the_start_of_its_name(tmp_path:
     assert find_run("shop-1a2b3c", tmp_path) == old
     assert find_run("shop", tmp_path) == new
     assert find_run("b", tmp_path) == other
+
+
+def test_a_folder_of_a_recipe_hides_no_run_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "runs", "shop-1a2b3c")
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "recipe.yaml").write_text("name: shop\n")
+    monkeypatch.chdir(tmp_path)
+    assert find_run("shop", tmp_path / "runs") == run
 
 
 def test_an_unknown_run_is_refused_with_a_suggestion(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import nn
 
 from luthier import bottleneck
 from luthier.decoder import CANNOT_RUN
-from luthier.errors import ModelError, did_you_mean, first_line
+from luthier.errors import ModelError, did_you_mean, first_line, printable
 from luthier.models import Base, load_tokenizer, quiet_transformers
 from luthier.prompts import begin, prompt_config
 from luthier.settings import WHOLE, AdaLora, Adapt, Auto, Bottleneck, Lora, Partial, Peft, Prefix, Prompt, PTuning
@@ -70,18 +70,28 @@ def _unfreeze(model: Any, how: Partial, base: Base) -> nn.Module:
     model.requires_grad_(False)
     early = _early_layers(model, how.last_layers) if how.last_layers else None
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    _check_parts(how, parameters)
     for name, parameter in parameters.items():
         layer = _layer_of(name)
         late = early is not None and layer is not None and layer not in early
         if late or (how.bitfit and name.endswith(".bias")) or (how.train and _is_named(name, how.train)):
             parameter.requires_grad_(True)
-    if not trainable(model):
-        raise _nothing("train" if how.train else "bitfit", how.train or ".bias", parameters)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     if base.new_tokens and not all(end.weight.requires_grad for end in ends):
         found = "the embeddings of model.new_tokens are not among what is trained"
         raise ModelError.of("LU-M013", "model.adapt: partial", found, "name input and output embeddings in `train`")
     return model  # type: ignore[no-any-return]
+
+
+def _check_parts(how: Partial, parameters: Collection[str]) -> None:
+    """Raises ModelError LU-M010 with each of the settings, and each name in them, that fits no weight."""
+    parts = [(part,) for part in how.train] if isinstance(how.train, tuple) else [how.train] if how.train else []
+    missing = [part for part in parts if not any(_is_named(name, part) for name in parameters)]
+    errors = [_nothing("train", part, parameters) for part in missing]
+    if how.bitfit and not any(name.endswith(".bias") for name in parameters):
+        errors.append(_nothing("bitfit", ".bias", parameters))
+    if errors:
+        raise ModelError(*(problem for error in errors for problem in error.problems))
 
 
 def _is_named(name: str, names: str | tuple[str, ...]) -> bool:
@@ -104,8 +114,8 @@ def _early_layers(model: Any, last: int) -> range:
     return range(n - last)
 
 
-def _nothing(setting: str, wanted: str | tuple[str, ...] | None, names: Iterable[str]) -> ModelError:
-    text = wanted if isinstance(wanted, str) else ", ".join(wanted or ())
+def _nothing(setting: str, wanted: str | tuple[str, ...], names: Collection[str]) -> ModelError:
+    text = wanted if isinstance(wanted, str) else ", ".join(wanted)
     parts = {part for name in names for part in name.split(".") if part and not part.isdecimal()}
     return ModelError.of(
         "LU-M010",
@@ -120,22 +130,42 @@ def _nothing(setting: str, wanted: str | tuple[str, ...] | None, names: Iterable
 
 _Wrapped = Lora | AdaLora | Peft | Prompt | PTuning | Prefix
 """What peft wraps a model for."""
+CHANGED = re.compile(r"Invalid .* Adjusted|Setting boft_n_butterfly_factor|The symmetric initialization can NOT")
+"""How peft's warnings begin that it does not do what a technique's settings say."""
 
 
 def _with_adapter(model: nn.Module, how: _Wrapped, base: Base) -> Any:
     """The model in peft's wrapping. Raises ModelError LU-M010, LU-M012, LU-M013."""
     from peft import get_peft_model
-    from peft.tuners.tuners_utils import NoMatchingPeftModuleError
 
+    if isinstance(how, Lora | AdaLora | Peft):  # the others look for no modules
+        _check_target(how.target, [name for name, _ in model.named_modules()])
     try:
-        with quiet_transformers(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a pattern that fits nothing is an error here, and PiSSA is converted
-            return get_peft_model(model, _config(model, how, base))
-    except NoMatchingPeftModuleError:
-        assert isinstance(how, Lora | AdaLora | Peft)  # the others look for no modules
-        raise _nothing("target", how.target, (name for name, _ in model.named_modules())) from None
-    except (ValueError, TypeError) as error:
+        with quiet_transformers(), warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            adapted = get_peft_model(model, _config(model, how, base))
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, re.error) as error:
         raise _misfit(how, f"peft cannot adapt this model so: {first_line(error)}") from None
+    changed = [text for one in said if CHANGED.match(text := str(one.message))]
+    if isinstance(how, Peft) and how.params.get("boft_n_butterfly_factor", 1) == 1:
+        changed = [text for text in changed if "boft_n_butterfly_factor" not in text]  # said in any case
+    if changed:
+        raise _misfit(how, f"peft would train it with other settings: {printable(changed[0], 300)}")
+    return adapted
+
+
+def _check_target(target: str | tuple[str, ...] | None, modules: Sequence[str]) -> None:
+    """Raises ModelError LU-M010 with each name that fits no module, as peft compares them."""
+    if target is None or target == "all-linear":
+        return
+    if isinstance(target, str):
+        missing = [] if any(re.fullmatch(target, name) for name in modules) else [target]
+    else:
+        missing = [end for end in target if not any(f".{name}".endswith(f".{end}") for name in modules)]
+    if missing:
+        raise ModelError(*(p for name in missing for p in _nothing("target", name, modules).problems))
 
 
 def _shape(model: Any, how: Bottleneck, base: Base) -> bottleneck.Shape:
@@ -290,13 +320,14 @@ def save_adapted(model: Any, folder: Path, tokenizer: Any) -> None:
 def _settle(folder: Path) -> None:
     """Without what differs between two savings of one adapter, and without peft's template of a card: ours has figures.
 
-    peft writes the set of its targets in the order that this process happens to give it.
+    peft writes its sets of names in the order that this process happens to give them.
     """
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
-    if isinstance(config.get("target_modules"), list):  # those of prompts have none
-        config["target_modules"].sort()
+    for names in ("target_modules", "exclude_modules", "feedforward_modules"):
+        if isinstance(config.get(names), list):  # others are patterns, and prompts have none
+            config[names].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 

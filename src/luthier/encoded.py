@@ -79,14 +79,16 @@ class _Packs:
 
     def write(self) -> None:
         """The new conversations as a pack of their own, if they are worth one."""
-        if len(self._tokens) < MIN_TOKENS:
+        if len(self._tokens) < MIN_TOKENS or 4 * len(self._tokens) > MAX_BYTES:  # for which all others would leave
             return
         order = sorted(self._new)
         spans = np.array([self._new[key] for key in order], dtype="<u8").T  # (2, n)
         index = np.array(order, dtype="<u8").tobytes() + spans.tobytes()
-        tokens = np.frombuffer(self._tokens, dtype=np.uint32).astype("<u4").tobytes()
+        tokens = np.frombuffer(self._tokens, dtype=np.uint32).astype("<u4", copy=False).data
         header = HEADER.pack(_digest(index), _digest(tokens), len(order), len(self._tokens))
-        write_atomically(self._folder / f"{hashlib.sha256(header).hexdigest()[:16]}.pack", header + index + tokens)
+        write_atomically(
+            self._folder / f"{hashlib.sha256(header).hexdigest()[:16]}.pack", b"".join((header, index, tokens))
+        )
         _let_old_ones_leave(self._folder.parent)
 
 
@@ -98,9 +100,12 @@ class _Pack:
 
     @classmethod
     def open(cls, path: Path) -> _Pack | None:
-        """None, and no file any more, where the index is damaged."""
-        with suppress(OSError, ValueError, struct.error):  # it has left meanwhile, is empty, or shorter than a header
-            content = np.memmap(path, dtype=np.uint8, mode="r")
+        """None where it cannot be opened, and where the index is damaged: then there is no file any more."""
+        with suppress(ValueError, struct.error):  # it is empty, or shorter than a header
+            try:
+                content = np.memmap(path, dtype=np.uint8, mode="r")
+            except OSError:  # it has left meanwhile, or too many files are open
+                return None
             of_index, of_tokens, n, n_tokens = HEADER.unpack(content[: HEADER.size].tobytes())
             index, tokens = np.split(content[HEADER.size :], [24 * n])
             if len(tokens) == 4 * n_tokens and n and _digest(index.data) == of_index:

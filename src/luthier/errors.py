@@ -86,9 +86,12 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     return f"allowed: {', '.join(allowed)}" if allowed else ""
 
 
-def printable(text: str, limit: int = 120) -> str:
-    """Text as it may be shown: control, bidirectional and escape characters made visible, cut at `limit`."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
+def printable(text: str, limit: int = 120, keep: str = "") -> str:
+    """Text as it may be shown: control, bidirectional and escape characters made visible but for those of `keep`, cut
+    at `limit`."""
+    shown = "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text[: limit + 1]
+    )
     return shown if len(text) <= limit else shown[:limit] + "..."
 
 

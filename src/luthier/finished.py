@@ -10,26 +10,45 @@ from luthier.errors import RunError
 from luthier.lifecycle import WORKSPACE, Run, base_of, open_target, read_run
 from luthier.progress import Quiet
 from luthier.records import AuditReport, EvalReport, RunRecord
-from luthier.store import STAGES, runs_in, stage_record
+from luthier.store import STAGES, damaged, runs_in, stage_record
 
 if TYPE_CHECKING:
     from luthier.power import Gate, Pilot
 
 
 def list_runs(workspace: Path = WORKSPACE) -> list[tuple[Run, dict[str, RunRecord]]]:
-    """All runs of the workspace with the records of their finished stages, oldest first."""
-    return [(read_run(f), {s: r for s in STAGES if (r := stage_record(f, s))}) for f in runs_in(workspace)]
+    """All runs of the workspace with the records of their finished stages, oldest first.
+
+    What cannot be read is not done: the next `luthier run` says what is wrong.
+    """
+    return [(_readable(f), {s: r for s in STAGES if (r := _record(f, s))}) for f in runs_in(workspace)]
+
+
+def _readable(folder: Path) -> Run:
+    try:
+        return read_run(folder)
+    except RunError:
+        return Run(folder, None)
+
+
+def _record(folder: Path, stage: str) -> RunRecord | None:
+    try:
+        return stage_record(folder, stage)
+    except RunError:
+        return None
 
 
 def compare(first: Path, second: Path) -> EvalReport:
     """The tuned model of `second` against that of `first`, on the test conversations that both answered.
 
-    Raises RunError LU-U005 where a run has not been evaluated, LU-U006 where they share no conversation.
+    Raises RunError LU-U005 where a run has not been evaluated, LU-U018 where it is damaged, LU-U006 where they share no
+    conversation.
     """
     from luthier.evaluate import compare_answers
 
-    _expect(first, "evaluate")
-    _expect(second, "evaluate")
+    for folder in (first, second):
+        _expect(folder, "prepare")
+        _expect(folder, "evaluate")
     recipe, origin = open_target(second, (), Quiet())
     audit = AuditReport.read(second / "prepare" / "audit.json")
     sides, names = (first / "evaluate", second / "evaluate"), (first.name, second.name)
@@ -41,7 +60,7 @@ def pilot(folder: Path, metric: str | None, limit: float | None, power: float) -
 
     Without a `metric`, that of the recipe's first rule. Without a `limit`, that of the recipe's rule on the metric, 0
     where there is none (a rule on part of the rows is none). Raises RunError LU-U005 where the run has not been
-    evaluated; EvaluationError LU-E008, LU-E014 as `power.Pilot.of`.
+    evaluated, LU-U018 where it is damaged; EvaluationError LU-E008, LU-E014 as `power.Pilot.of`.
     """
     from luthier.power import Gate, Pilot
     from luthier.release.gate import limit as limit_of
@@ -61,7 +80,8 @@ def pilot(folder: Path, metric: str | None, limit: float | None, power: float) -
 def talk(folder: Path, *, base: bool = False) -> Callable[[str], str]:
     """A function from what a person says to what the run's model answers, remembering the conversation.
 
-    The system text is the one of the training data. Raises RunError LU-U005 where nothing was trained.
+    The system text is the one of the training data. Raises RunError LU-U005 where nothing was trained, LU-U018
+    where the run is damaged.
     """
     from luthier.adapt import load_merged
     from luthier.conversation import Message, read_conversations
@@ -70,6 +90,7 @@ def talk(folder: Path, *, base: bool = False) -> Callable[[str], str]:
     from luthier.generate import generate
     from luthier.models import load_model, load_tokenizer
 
+    _expect(folder, "prepare")
     _expect(folder, "train")
     recipe, origin = open_target(folder, (), Quiet())
     found = base_of(recipe, origin).unchanged if base else base_of(recipe, origin)
@@ -96,8 +117,11 @@ def talk(folder: Path, *, base: bool = False) -> Callable[[str], str]:
     return answer
 
 
-def _expect(folder: Path, stage: Literal["train", "evaluate"]) -> None:
-    """Raises RunError LU-U005 where the stage is not done."""
-    if stage_record(folder, stage) is None:
-        found = {"train": "has no trained model", "evaluate": "has not been evaluated"}[stage]
-        raise RunError.of("LU-U005", str(folder), found, f"luthier {stage} {folder}")
+def _expect(folder: Path, stage: Literal["prepare", "train", "evaluate"]) -> None:
+    """Raises RunError LU-U005 where the stage is not done, LU-U018 where what it left is not there any more."""
+    record, advice = stage_record(folder, stage), f"luthier {stage} {folder}"
+    if record is None:
+        found = {"train": "has no trained model", "evaluate": "has not been evaluated"}.get(stage, "has no data")
+        raise RunError.of("LU-U005", str(folder), found, advice)
+    if harm := damaged(folder, record):
+        raise RunError.of("LU-U018", str(folder), harm, advice)

@@ -158,8 +158,9 @@ def _hooked(module: nn.Module) -> bool:
 
 def _expect(module: nn.Module, names: set[str], more: set[str] = frozenset()) -> None:  # type: ignore[assignment]
     found = {name for name, _ in module.named_children()}
-    if not names <= found <= names | more:
-        raise ValueError(f"{type(module).__name__} has {', '.join(sorted(found ^ names))}")
+    strange = {"has": found - names - more, "lacks": names - found}
+    if said := [f"{verb} {', '.join(sorted(which))}" for verb, which in strange.items() if which]:
+        raise ValueError(f"{type(module).__name__} {' and '.join(said)}")
 
 
 def _expect_uses(module: nn.Module, names: set[str]) -> None:

@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from luthier.errors import ModelError
 from luthier.models import Base
+from luthier.settings.model import Pattern
 
 PREFIX = "base_model.model."
 """Before the names of modules, in peft's files."""
@@ -35,6 +37,8 @@ FREE = set(
 """Settings of peft's that leave an adapter W + B A, or are taken into B; all others must be at their defaults."""
 BEGINNINGS = (True, False, "gaussian", "orthogonal", "eva")
 """Those of peft's that leave the base's weights as they are."""
+LINEAR, EMBEDDING = (".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B")
+"""How the names of A and B end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +67,13 @@ def read_adapter(folder: Path, base: Base, weight: float = 1.0) -> Adapter:
     """
     try:
         config = json.loads((folder / "adapter_config.json").read_bytes())
-        weights = _load(folder)
+        if not isinstance(config, dict):
+            raise ValueError("its configuration is no mapping")
+        scales, weights = _Scales.model_validate(config), _load(folder)
     except (OSError, ValueError) as error:
-        found = f"holds no adapter that can be read: {error}"
+        wrong = error.errors()[0] if isinstance(error, ValidationError) else None
+        why = f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" if wrong else error
+        found = f"holds no adapter that can be read: {why}"
         raise ModelError.of("LU-M030", str(folder), found, "give a run's folder, or that of a LoRA adapter") from None
     if strange := _strange(config, weights):
         found = f"is other than plain LoRA of linear layers: {', '.join(strange)}"
@@ -74,7 +82,16 @@ def read_adapter(folder: Path, base: Base, weight: float = 1.0) -> Adapter:
     if of not in (base.public_name, base.name, str(base.folder)):
         advice = f"if that is {base.public_name}, say so in its adapter_config.json (base_model_name_or_path)"
         raise ModelError.of("LU-M031", str(folder), f"was trained on {of}, not on {base.public_name}", advice)
-    return {name: Low(low.a, weight * low.b) for name, low in _lows(config, weights).items()}
+    return {name: Low(low.a, weight * low.b) for name, low in _lows(scales, weights, LINEAR).items()}
+
+
+class _Scales(BaseModel):
+    """What an adapter's configuration says of its scale."""
+
+    model_config = ConfigDict(strict=True)
+    lora_alpha: float = 8
+    alpha_pattern: dict[Pattern, float] | None = None
+    use_rslora: bool = False
 
 
 def _strange(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> list[str]:
@@ -87,7 +104,7 @@ def _strange(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> list[s
     found = [f"{key}: {v}" for key, v in config.items() if key not in FREE and v and v != ordinary.get(key)]
     if (begun := config.get("init_lora_weights", True)) not in BEGINNINGS:
         found.append(f"init_lora_weights: {begun}")
-    halves = [{n.removesuffix(f".lora_{x}.weight") for n in weights if n.endswith(f".lora_{x}.weight")} for x in "AB"]
+    halves = [{name.removesuffix(end) for name in weights if name.endswith(end)} for end in LINEAR]
     if halves[0] != halves[1] or len(weights) != 2 * len(halves[0]):
         found.append("its weights are not pairs of A and B alone")
     return found
@@ -104,16 +121,17 @@ def _load(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _lows(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Low]:
+def _lows(scales: _Scales, weights: Mapping[str, Tensor], ends: tuple[str, str]) -> dict[str, Low]:
     from peft.utils.other import get_pattern_key
 
-    alphas: Mapping[str, float] = config.get("alpha_pattern") or {}
+    alphas = scales.alpha_pattern or {}
     found = {}
-    for key in (k for k in weights if k.endswith(".lora_A.weight")):
-        name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
-        a, b = weights[key].float(), weights[key.replace(".lora_A.", ".lora_B.")].float()
-        alpha = alphas.get(get_pattern_key(alphas.keys(), name), config["lora_alpha"])
-        found[name] = Low(a, alpha / (len(a) ** 0.5 if config.get("use_rslora") else len(a)) * b)
+    for key in (k for k in weights if k.endswith(ends[0])):
+        name = key.removesuffix(ends[0])
+        a, b = weights[key].float(), weights[name + ends[1]].float()
+        name = name.removeprefix(PREFIX)
+        alpha = alphas.get(get_pattern_key(alphas.keys(), name), scales.lora_alpha)
+        found[name] = Low(a, alpha / (len(a) ** 0.5 if scales.use_rslora else len(a)) * b)
     return found
 
 
@@ -121,10 +139,10 @@ def _lows(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str,
 def add(model: nn.Module, adapters: Sequence[Adapter]) -> nn.Module:
     """The model in float32, as rounding would lose what was added, with W + B A in the place of each W.
 
-    Raises ModelError LU-M032 where a matrix is missing or of another shape.
+    Raises ModelError LU-M032 where a matrix is missing, of another shape, or input and output embeddings at once.
     """
     model = model.float()
-    modules = dict(model.named_modules())
+    modules, tied = dict(model.named_modules()), _tied(model)
     for adapter in adapters:
         for name, low in adapter.items():
             weight = getattr(modules.get(name), "weight", None)
@@ -133,8 +151,18 @@ def add(model: nn.Module, adapters: Sequence[Adapter]) -> nn.Module:
                 has = "none" if weight is None else f"one of {tuple(weight.shape)}"
                 found = f"an adapter of a matrix of {expected}; the base model has {has}"
                 raise ModelError.of("LU-M032", f"model.adapters: {name}", found, "train it on this base model")
+            if weight is tied:
+                found = "is both input and output embeddings here, of which an adapter changes one"
+                raise ModelError.of("LU-M032", f"model.adapters: {name}", found, "give one without this matrix")
             weight += (low.b @ low.a).to(weight.device)
     return model
+
+
+def _tied(model: Any) -> Tensor | None:
+    """The weight of both input and output embeddings, where they are one."""
+    output = model.get_output_embeddings()
+    weight: Tensor = model.get_input_embeddings().weight
+    return weight if output is not None and output.weight is weight else None
 
 
 def join(folder: Path, given: Sequence[Adapter]) -> None:
@@ -142,14 +170,16 @@ def join(folder: Path, given: Sequence[Adapter]) -> None:
     from safetensors.torch import save_file
 
     config, weights = json.loads((folder / "adapter_config.json").read_bytes()), _load(folder)
-    adapters = [_lows(config, weights), *given]
-    rest = {name: w for name, w in weights.items() if not name.endswith((".lora_A.weight", ".lora_B.weight"))}
+    scales = _Scales.model_validate(config)
+    rest = {name: w for name, w in weights.items() if not name.endswith((*LINEAR, *EMBEDDING))}
     ranks: dict[str, int] = {}
-    for name in sorted({name for adapter in adapters for name in adapter}):
-        lows = [adapter[name] for adapter in adapters if name in adapter]
-        rest[f"{PREFIX}{name}.lora_A.weight"] = torch.cat([low.a for low in lows])
-        rest[f"{PREFIX}{name}.lora_B.weight"] = torch.cat([low.b for low in lows], dim=1)
-        ranks[name] = sum(len(low.a) for low in lows)
+    for ends, others in ((LINEAR, given), (EMBEDDING, ())):
+        adapters = [_lows(scales, weights, ends), *others]
+        for name in sorted({name for adapter in adapters for name in adapter}):
+            lows = [adapter[name] for adapter in adapters if name in adapter]
+            rest[f"{PREFIX}{name}{ends[0]}"] = torch.cat([low.a for low in lows])
+            rest[f"{PREFIX}{name}{ends[1]}"] = torch.cat([low.b for low in lows], dim=1)
+            ranks[name] = sum(len(low.a) for low in lows)
     save_file(rest, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(config | _shape(ranks), indent=2, sort_keys=True))

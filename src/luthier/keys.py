@@ -20,7 +20,7 @@ from luthier.plugins import METRICS
 from luthier.prepare.sources import find_files
 from luthier.recipe import question
 from luthier.release.gate import rules_of
-from luthier.settings import HUMAN_PREFERENCE, Auto, GivenAdapter, Judge, Recipe
+from luthier.settings import HUMAN_PREFERENCE, Auto, GivenAdapter, Judge, Recipe, located
 from luthier.store import STAGES, folder_hash, stage_record
 from luthier.votes import votes_key
 
@@ -46,6 +46,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
             **common,
             "data": _dump(recipe.data),
             "new_tokens": list(recipe.model.new_tokens),
+            "virtual_tokens": recipe.model.virtual_tokens,  # which leave less of the context window
             "files": _source_hashes(recipe, origin),
             "versions": versions(("luthier", "tokenizers", "pyarrow")),
         }
@@ -66,7 +67,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
             **common,
             "model": _dump(recipe.model),
             "adapters": [_of_adapter(given, origin) for given in recipe.model.adapters],
-            "train": _dump(recipe.train),
+            "train": recipe.train.model_dump(mode="json", exclude={"save_every_s", "recompute_layers"}),  # of no effect
             "max_tokens": recipe.data.max_tokens,
             "train.jsonl": made["train.jsonl"],
             "validation.jsonl": made["validation.jsonl"],
@@ -82,7 +83,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
         **{name: made[name] for name in ("audit.json", "train.jsonl", "test.jsonl")},  # labels, what was trained on
         "near_duplicate_similarity": recipe.data.split.near_duplicate_similarity,
         "model": trained,
-        "suites": {s.path: _hash_of(origin / s.path) for s in recipe.evaluate.suites if s.path},
+        "suites": {s.path: _hash_of(located(s.path, origin)) for s in recipe.evaluate.suites if s.path},
         "judges": [_of_judge(judge, origin) for judge in recipe.evaluate.judges],
         "votes": votes_key(run) if recipe.evaluate.judges else {},
         "plugins": _plugins(recipe, origin),
@@ -124,7 +125,7 @@ def _tried_by(recipe: Recipe, origin: Path, made: dict[str, str]) -> dict[str, A
 def _of_adapter(given: GivenAdapter, origin: Path) -> str | None:
     from luthier.joined import adapter_in  # which imports torch
 
-    return _hash_of(adapter_in(origin / given.path))
+    return _hash_of(adapter_in(located(given.path, origin)))
 
 
 def _of_judge(judge: Judge, origin: Path) -> list[str]:

@@ -23,6 +23,7 @@ from luthier import keys
 from luthier import recipe as recipes
 from luthier.errors import RunError
 from luthier.files import locked, sync_folder, write_atomically
+from luthier.foresight import can_judge, can_train, check_packages
 from luthier.machine import describe, peak_bytes
 from luthier.progress import Quiet, Reporter
 from luthier.records import AdviceReport, AuditReport, Comparison, EvalReport, RunRecord, Verdict
@@ -97,18 +98,15 @@ def run(
         _keep_recipe(recipe, origin, folder)
         report.say(f"run: {folder}\nbase: {recipe.model.base} (a GGUF is dequantised once, on its first use)")
         base = base_of(recipe, origin)
-        if recipe.needs_bitsandbytes:
-            from luthier.quantized import check_bitsandbytes
-
-            check_bitsandbytes()
+        check_packages(recipe)
         work = _Work(recipe, origin, folder, workspace, base, report, advisor)
         for stage in STAGES[: STAGES.index(until) + 1]:
             if stage == "advise":
                 work = _advised(work)
                 continue
             _do(work, stage)
-            if stage == "prepare" and until in ("evaluate", "release"):
-                _foresee(work)
+            if stage == "prepare" and until != "prepare":
+                _foresee(work, folder / "prepare", judged=until in ("evaluate", "release"))
     return read_run(folder)
 
 
@@ -124,8 +122,7 @@ def open_target(target: str | Path, overrides: tuple[str, ...], report: Reporter
     """The recipe that `target` means, and the folder from which its paths count."""
     path = Path(target)
     if (path / "run.json").is_file():
-        origin = Path(json.loads((path / "run.json").read_text())["origin"])
-        tree = parse_yaml((path / "recipe.yaml").read_text(), str(path))
+        origin, tree = _origin(path), recipes.read_tree(path / "recipe.yaml")
         return recipes.validate(recipes.override(tree, overrides), str(path / "recipe.yaml"), origin), origin
     if path.suffix in (".yaml", ".yml"):
         return recipes.load(path, overrides), path.parent
@@ -141,6 +138,16 @@ def open_target(target: str | Path, overrides: tuple[str, ...], report: Reporter
     recipe = recipes.validate(recipes.override(derive(path), overrides), f"recipe derived from {path}", Path.cwd())
     report.say(f"derived from {path}:\n{recipes.to_yaml(recipe)}")
     return recipe, Path.cwd()
+
+
+def _origin(folder: Path) -> Path:
+    """Where a run's recipe lay when it was last run. Raises RunError LU-U008."""
+    path = folder / "run.json"
+    try:
+        return Path(json.loads(path.read_bytes())["origin"])
+    except (OSError, ValueError, KeyError, TypeError):
+        advice = "run the recipe again, which writes it anew, or write " + '{"origin": "the folder of the recipe"}'
+        raise RunError.of("LU-U008", str(path), "does not say where the recipe lay", advice) from None
 
 
 def base_of(recipe: Recipe, origin: Path) -> Base:
@@ -165,21 +172,23 @@ def _prepare(work: _Work, out: Path) -> dict[str, Any]:
     from luthier.models import context_tokens, load_tokenizer
     from luthier.prepare import prepare
 
-    max_tokens = work.recipe.data.max_tokens or context_tokens(work.base)
+    max_tokens = work.recipe.data.max_tokens
+    if max_tokens is None and (window := context_tokens(work.base)):
+        max_tokens = max(window - work.recipe.model.virtual_tokens, 1)
     encoder = Encoder(load_tokenizer(work.base), max_tokens, work.base.new_tokens)
     with remembered(encoder):
         audit = prepare(work.recipe, work.origin, out, encoder)
     return {"task": audit.task, **audit.sides}
 
 
-def _foresee(work: _Work) -> None:
-    from luthier.evaluate import foresee
-    from luthier.prepare.requests import read_requests
+def _foresee(work: _Work, prepared: Path, *, judged: bool) -> None:
+    """Raises what training, and with `judged` evaluation too, could only end with."""
     from luthier.votes import votes_key
 
-    if work.recipe.evaluate.requests:
-        read_requests(work.recipe.evaluate.requests, work.origin)
-    foresee(work.recipe, work.folder / "prepare", work.base, work.origin, voted=bool(votes_key(work.folder)))
+    asked = (work.recipe, prepared, work.base, work.origin)
+    can_train(*asked)
+    if judged:
+        can_judge(*asked, voted=bool(votes_key(work.folder)))
 
 
 def _advised(work: _Work) -> _Work:
@@ -348,7 +357,11 @@ def _check_same_inputs(work: _Work, out: Path) -> None:
     if not start.is_file():
         write_atomically(start, json.dumps(inputs, indent=1).encode())
         return
-    before = json.loads(start.read_text())
+    try:
+        before = dict(json.loads(start.read_bytes()))
+    except (ValueError, TypeError):
+        advice = f"delete {out} to train anew"
+        raise RunError.of("LU-U004", str(start), "does not say what it was started with", advice) from None
     changed = keys.difference(before, inputs)
     if changed == "versions":
         work.report.say("train: package versions changed since it was started; what follows is not exact any more")
@@ -362,9 +375,12 @@ def _check_same_inputs(work: _Work, out: Path) -> None:
 
 
 def _keep_recipe(recipe: Recipe, origin: Path, folder: Path) -> None:
-    if not (folder / "run.json").is_file():
+    record = json.dumps({"origin": str(origin.resolve())}).encode() + b"\n"  # which changes when a project is moved
+    written = (folder / "run.json").is_file()
+    if not written:
         write_atomically(folder / "recipe.yaml", recipes.to_yaml(recipe).encode())
-        write_atomically(folder / "run.json", json.dumps({"origin": str(origin.resolve())}).encode() + b"\n")
+    if not written or (folder / "run.json").read_bytes() != record:
+        write_atomically(folder / "run.json", record)
         sync_folder(folder)
 
 
@@ -399,8 +415,16 @@ def _environment(work: _Work) -> dict[str, str]:
 def check(
     target: str | Path, *, overrides: tuple[str, ...] = (), out: Path, report: Reporter | None = None
 ) -> tuple[Recipe, Base, AuditReport]:
-    """Read recipe and tokenizer, and audit the data into `out`; load no model, train nothing."""
+    """Read recipe and tokenizer, audit the data into `out`, and see whether it can train and be judged.
+
+    Loads no model to train. Raises as `run` does before training begins.
+    """
     recipe, origin = open_target(target, overrides, report or Quiet())
     base = base_of(recipe, origin)
-    _prepare(_Work(recipe, origin, out, out, base, report or Quiet()), out)
+    check_packages(recipe)
+    workspace = workspace_of(target)
+    folder = workspace / f"{recipe.name}-{keys.identity(recipe, origin)}"
+    work = _Work(recipe, origin, folder, workspace, base, report or Quiet())
+    _prepare(work, out)
+    _foresee(work, out, judged=True)
     return recipe, base, AuditReport.read(out / "audit.json")

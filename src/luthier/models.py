@@ -24,7 +24,7 @@ from luthier.errors import ModelError, did_you_mean, first_line
 from luthier.files import cache_folder, fresh_folder, locked, sha256_of, sha256_once
 from luthier.machine import skip_in_collections
 from luthier.quantized import while_loading
-from luthier.settings import Precision, Quantize
+from luthier.settings import Precision, Quantize, located
 from luthier.vocabulary import add_rows, add_tokens
 
 BUILT_IN = {
@@ -68,7 +68,7 @@ def find_base(name: str, folder: Path = Path()) -> Base:
     if name in BUILT_IN:
         package, install, public, licence = BUILT_IN[name]
         return replace(_from_gguf(name, _gguf_of_package(name, package, install), public), licence=licence)
-    path = folder / Path(name).expanduser()
+    path = located(name, folder)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError.of("LU-M001", name, "no such file")
@@ -263,12 +263,14 @@ def _blaming(name: str) -> Iterator[None]:
 
 
 def context_tokens(base: Base) -> int | None:
-    """The base model's context window, where its configuration states one."""
-    config = json.loads((base.folder / "config.json").read_text())
-    window: int | None = config.get("max_position_embeddings") or config.get("text_config", {}).get(
-        "max_position_embeddings"
-    )
-    return window
+    """The base model's context window, where its configuration states one. Raises ModelError LU-M004."""
+    from transformers import AutoConfig
+
+    with quiet_transformers(), _blaming(base.name):
+        config = AutoConfig.from_pretrained(
+            base.folder
+        ).get_text_config()  # which knows that GPT-2 calls it n_positions
+    return getattr(config, "max_position_embeddings", None)
 
 
 def name_of_layers(body: Any) -> str | None:

@@ -42,7 +42,7 @@ class Registry:
         known = _entry_points(self.group)
         if use not in known:
             raise RecipeError.of("LU-R010", where, f"no {self.kind} is called '{use}'", did_you_mean(use, known))
-        return known[use].load()  # type: ignore[no-any-return]
+        return _load(known[use], where)
 
     def check(self, use: str, params: dict[str, Any], where: str, folder: Path | None, given: set[str]) -> None:
         """Bind `params` to the callable's signature; `given` are arguments that the caller passes by itself.
@@ -91,6 +91,16 @@ METRICS = Registry("metric", "luthier.metrics")
 @cache
 def _entry_points(group: str) -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=group)}
+
+
+def _load(entry: EntryPoint, where: str) -> Callable[..., Any]:
+    try:
+        return entry.load()  # type: ignore[no-any-return]
+    except (Exception, SystemExit) as error:  # as below
+        found = f"'{entry.value}', which {entry.dist.name if entry.dist else 'a package'} calls '{entry.name}'"
+        advice = "install that package again: what it says of itself does not fit its code"
+        why = f"cannot be imported: {type(error).__name__}: {error}"
+        raise RecipeError.of("LU-R011", where, f"{found}, {why}", advice) from error
 
 
 def _import(use: str, where: str, folder: Path | None) -> Callable[..., Any]:

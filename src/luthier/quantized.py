@@ -197,7 +197,7 @@ def check_bitsandbytes() -> None:
     """Raises ModelError LU-M002 where it is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         found = "need bitsandbytes, which is not installed"
-        advice = "pip install 'luthier[quantized]'"
+        advice = "in Luthier's checkout: pip install -c constraints.txt '.[quantized]'"
         raise ModelError.of("LU-M002", "model.quantize: 4bit and train.optimizer: adamw_8bit", found, advice)
 
 

@@ -16,9 +16,9 @@ from pydantic import BaseModel, ValidationError
 
 from luthier.errors import Problem, RecipeError, did_you_mean, printable
 from luthier.plugins import METRICS, Registry
-from luthier.settings import HUMAN_PREFERENCE, Judge, Peft, Recipe, Use, metric_name
+from luthier.settings import HUMAN_PREFERENCE, Judge, Peft, Recipe, Use, located, metric_name
 from luthier.strict_yaml import dump_yaml, parse_yaml
-from luthier.techniques import check_params
+from luthier.techniques import TECHNIQUES, check_params
 
 MAX_RECIPE_BYTES = 1 << 20
 
@@ -29,6 +29,11 @@ def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     Raises RecipeError with every problem found.
     """
     path = Path(path)
+    return validate(override(read_tree(path), overrides), str(path), path.parent)
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """The settings that a recipe's file holds, unchecked. Raises RecipeError LU-R001 to LU-R005."""
     if not path.is_file():
         raise RecipeError.of("LU-R001", str(path), "no such recipe file", "luthier init writes one to start from")
     if path.stat().st_size > MAX_RECIPE_BYTES:
@@ -42,7 +47,7 @@ def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise RecipeError.of("LU-R002", str(path), f"a recipe is a mapping of settings, this is {_kind(tree)}")
-    return validate(override(tree, overrides), str(path), path.parent)
+    return tree
 
 
 def override(tree: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
@@ -54,6 +59,7 @@ def override(tree: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]
 
 def validate(tree: dict[str, Any], where: str, folder: Path) -> Recipe:
     """A checked recipe from plain data; plug-ins `module:function` are looked for in `folder` first."""
+    _check_characters(tree, where)
     problems = [
         Problem(
             "LU-R006",
@@ -77,6 +83,17 @@ def validate(tree: dict[str, Any], where: str, folder: Path) -> Recipe:
     if problems:
         raise RecipeError(*problems)
     return recipe
+
+
+def _check_characters(tree: dict[str, Any], where: str) -> None:
+    """Raises RecipeError LU-R002 for half a character (a lone surrogate), which no file and no hash can hold."""
+    problems = [
+        Problem("LU-R002", f"{where}: {printable(place)}", f"'{printable(text)}' holds half a character", "write UTF-8")
+        for place, text in _texts(tree, "")
+        if re.search(r"[\ud800-\udfff]", text)
+    ]
+    if problems:
+        raise RecipeError(*problems)
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -144,7 +161,7 @@ def question(judge: Judge, folder: Path, where: str) -> str:
     """
     text = judge.criteria if judge.form == "pairwise" else judge.rubric or ""
     if judge.rubric_file is not None:
-        path = folder / Path(judge.rubric_file).expanduser()
+        path = located(judge.rubric_file, folder)
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
@@ -188,6 +205,12 @@ def _explain(error: Any, where: str) -> Problem:
     where = f"{where}: {place}" if place else where
     if error["type"] == "extra_forbidden":
         return Problem("LU-R008", where, "no such setting", did_you_mean(str(loc[-1]), _settings_at(loc[:-1], error)))
+    if error["type"] == "union_tag_invalid":
+        methods = {*re.findall(r"'(\w+)'", error["ctx"]["expected_tags"]), *map(str.lower, TECHNIQUES)}
+        tag = error["ctx"]["tag"]
+        return Problem("LU-R009", where, f"no method is called '{printable(tag)}'", did_you_mean(tag.lower(), methods))
+    if error["type"] == "model_attributes_type":
+        return Problem("LU-R009", where, f"is no mapping of settings, found {printable(repr(error['input']))}")
     if error["type"] == "missing":
         return Problem("LU-R009", where, "is required")
     if place == "name":
@@ -229,6 +252,7 @@ def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
         yield place, value
     elif isinstance(value, dict):
         for key, inner in value.items():
+            yield from _texts(key, place)
             yield from _texts(inner, f"{place}.{key}".lstrip("."))
     elif isinstance(value, list):
         for i, inner in enumerate(value):

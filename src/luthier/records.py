@@ -30,9 +30,12 @@ class Record(BaseModel):
         """Raises RunError LU-U008 where the file is no such record of this version."""
         try:
             return cls.model_validate_json(path.read_bytes())
-        except ValidationError:
+        except (OSError, ValidationError) as error:
             advice = f"delete {path.parent} to do it anew"
-            raise RunError.of("LU-U008", str(path), "is no record that this version of Luthier reads", advice) from None
+            found = (
+                "cannot be read" if isinstance(error, OSError) else "is no record that this version of Luthier reads"
+            )
+            raise RunError.of("LU-U008", str(path), found, advice) from None
 
 
 class Artifact(Record):

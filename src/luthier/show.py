@@ -201,10 +201,11 @@ def masks(base: Base, prepared: Path, n: int) -> None:
     for _, conversation in zip(range(n), read_conversations(prepared / "train.jsonl"), strict=False):
         encoded = encoder(conversation)
         line = Text(
-            f"\n{conversation.source}: {encoded.n_learned} of {len(encoded.ids)} tokens are learned\n", style="bold"
+            f"\n{printable(conversation.source)}: {encoded.n_learned} of {len(encoded.ids)} tokens are learned\n",
+            style="bold",
         )
         for token, learned in zip(encoded.ids, encoded.learn, strict=True):
-            shown = tokenizer.decode([token]).replace("\n", "\\n\n")
+            shown = _as_said(tokenizer.decode([token])).replace("\n", "\\n\n")
             line.append(shown, style="black on green underline" if learned else "dim")
         console.print(line)
 
@@ -252,7 +253,7 @@ def chat(answer: Callable[[str], str], say: Sequence[str] | None) -> None:
     """Questions from `say`, or from the keyboard until it ends."""
     if say:
         for question in say:
-            console.print(escape(printable(answer(question), 100_000)), soft_wrap=True)
+            console.print(escape(_as_said(answer(question))), soft_wrap=True)
         return
     console.print("an empty line or Ctrl-D ends the conversation", style="dim")
     while True:
@@ -262,4 +263,9 @@ def chat(answer: Callable[[str], str], say: Sequence[str] | None) -> None:
             return
         if not question.strip():
             return
-        console.print(f"[bold]model:[/] {escape(answer(question))}")
+        console.print(f"[bold]model:[/] {escape(_as_said(answer(question)))}")
+
+
+def _as_said(text: str) -> str:
+    """With its lines; a model may write what a terminal would obey."""
+    return printable(text, 100_000, keep="\n\t")

@@ -93,7 +93,7 @@ def link_stage(source: Path, target: Path, stage: str) -> None:
 def find_run(name: str, workspace: Path) -> Path:
     """A run by folder, by full name or by the start of one (the newest). Raises RunError LU-U001."""
     for candidate in (Path(name), workspace / name):
-        if (candidate / "recipe.yaml").is_file():
+        if (candidate / "run.json").is_file():  # a folder that holds a recipe alone is where a project lies
             return candidate
     runs = runs_in(workspace)
     matching = [run for run in runs if run.name.startswith(name)]

@@ -6,7 +6,7 @@ import io
 import re
 from typing import Any
 
-from luthier.errors import RecipeError, printable
+from luthier.errors import RecipeError, first_line, printable
 
 MAX_NODES = 100_000
 """Values in a recipe, those of an alias counted wherever it stands."""
@@ -33,6 +33,8 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else where
         raise RecipeError.of("LU-R003", place, f"not YAML: {getattr(error, 'problem', None) or error}") from None
+    except (ValueError, KeyError) as error:  # a day that is none, a number of thousands of digits, `!!bool maybe`
+        raise RecipeError.of("LU-R003", where, f"a value that is none of its kind: {first_line(error)}") from None
 
 
 class _Size:

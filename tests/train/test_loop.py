@@ -20,7 +20,7 @@ from luthier.errors import DataError, Stopped
 from luthier.interrupts import Interrupted
 from luthier.models import find_base, load_model, load_tokenizer
 from luthier.settings import Full, Lora
-from luthier.train import checkpoint, loop, train
+from luthier.train import CURVE_POINTS, _thinned, checkpoint, loop, train
 from luthier.train.data import StepData
 from luthier.train.loop import Plan, Progress, backward, fit
 from luthier.train.optim import learning_rate, make_optimizer
@@ -321,6 +321,13 @@ def test_a_hook_may_add_to_the_gradient(tiny: Path) -> None:
 def test_warm_up_and_cosine(fraction: float, expected: float) -> None:
     settings = make_recipe(warmup_fraction=0.1, learning_rate=1.0).train
     assert learning_rate(settings, fraction) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [0, 1, 400, 401, 799, 800, 1201])
+def test_a_curve_keeps_so_many_points_and_its_end(n: int) -> None:
+    curve = [(step, 1.0) for step in range(n)]
+    kept = _thinned(curve)
+    assert len(kept) <= CURVE_POINTS and kept[-1:] == tuple(curve[-1:]) and (n > CURVE_POINTS or len(kept) == n)
 
 
 def test_an_empty_side_is_said(tiny: Path, tmp_path: Path) -> None:

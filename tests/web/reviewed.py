@@ -44,7 +44,8 @@ def samples(n: int) -> list[Judged]:
 def make_run(folder: Path, judged: list[Judged]) -> Path:
     (folder / "prepare").mkdir(parents=True)
     (folder / "evaluate").mkdir()
-    (folder / "recipe.yaml").write_text("name: shop\n")
+    for name in ("recipe.yaml", "run.json"):
+        (folder / name).write_text("{}")
     asked = [
         make_conversation(
             [Message(role="user", content=s.prompt.removeprefix("user: ")), Message(role="assistant", content="Yes.")],

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from luthier.conversation import Conversation
 from luthier.decoder import Decoder, score_all
 from luthier.encode import Encoded, Encoder
+from luthier.errors import DataError, did_you_mean, printable
 from luthier.evaluate.compare import Answers
 from luthier.evaluate.suites.suite import Item, Suite, Text
 from luthier.generate import drawn, generate, greedy
@@ -190,6 +191,18 @@ def _end_ids(encoder: Encoder, tests: Sequence[Conversation]) -> set[int]:
 def dump_samples(samples: Sequence[Sample], of: str) -> bytes:
     """JSON lines, each marked with the suite it is `of`."""
     return "".join(json.dumps({"of": of, **asdict(s)}) + "\n" for s in samples).encode()
+
+
+def check_clusters(cluster_by: str | None, tests: Sequence[Conversation]) -> list[str]:
+    """A note where some test conversations have no such tag. Raises DataError LU-D102 where none has it."""
+    missing = sum(cluster_by not in c.tags for c in tests)
+    if cluster_by is None or not missing:
+        return []
+    if missing == len(tests):
+        found = f"no test conversation has a tag called '{printable(cluster_by)}'"
+        tags = {printable(tag) for c in tests for tag in c.tags}
+        raise DataError.of("LU-D102", "evaluate.cluster_by", found, did_you_mean(cluster_by, tags))
+    return [f"evaluate.cluster_by: {missing} of {len(tests)} test conversations have no such tag; they go by family"]
 
 
 def load_answers(name: str, path: Path, cluster_by: str | None) -> Answers:

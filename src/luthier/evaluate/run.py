@@ -26,6 +26,7 @@ from luthier.evaluate.exam import (
     Exam,
     Scorer,
     Write,
+    check_clusters,
     dump_samples,
     load_answers,
     sample_of,
@@ -139,6 +140,7 @@ def _open(recipe: Recipe, prepared: Path, base: Base, folder: Path, *, voted: bo
     chats = bool(getattr(encoder.tokenizer, "chat_template", None))
     suites, unasked = _suites(recipe, tests, folder, chats=chats)
     benches = [open_judge(judge, folder, recipe.seed) for judge in recipe.evaluate.judges]
+    drawn += check_clusters(recipe.evaluate.cluster_by, tests)
     check_names(metrics, suites)
     known = [*(m.name for m in metrics), *(name for judge in recipe.evaluate.judges for name in judge.measures(voted))]
     check_rules(recipe.release.rules, known, suites, [c.tags for c in tests])
@@ -212,9 +214,10 @@ def foresee(recipe: Recipe, prepared: Path, base: Base, folder: Path, *, voted: 
     """Whether the rules can be judged on the test side at all: to be known before hours of training.
 
     `voted`: whether people have judged answers of this run. Raises DataError LU-D070 where the test side is empty,
-    LU-D071 to LU-D074 where a suite cannot be asked, what `open_judge` raises, and EvaluationError: LU-E007 to LU-E009
-    as `compare_models`, LU-E008 also where a rule's metric would have no value even if every answer were right (one
-    label only, say), LU-E003 to LU-E005 where a rule's metric fails on such answers.
+    LU-D071 to LU-D074 where a suite cannot be asked, LU-D102 where no row has the tag `cluster_by`, what `open_judge`
+    raises, and EvaluationError: LU-E007 to LU-E009 as `compare_models`, LU-E008 also where a rule's metric would have
+    no value even if every answer were right (one label only, say), LU-E003 to LU-E005 where a rule's metric fails on
+    such answers.
     """
     asked = _open(recipe, prepared, base, folder, voted=voted)
     if recipe.evaluate.servers:

@@ -31,7 +31,7 @@ from luthier.settings.model import (
     Quantize,
 )
 from luthier.settings.release import HUMAN_PREFERENCE, Release, Rule
-from luthier.settings.section import Section, Use, fingerprint
+from luthier.settings.section import Section, Use, fingerprint, located
 from luthier.settings.train import EarlyStopping, Precision, Train
 from luthier.techniques import LEARNED_PROMPTS, UNMERGED
 
@@ -39,7 +39,7 @@ __all__ = [
     "HUMAN_PREFERENCE", "WHOLE", "AdaLora", "Adapt", "Auto", "Bottleneck", "Data", "Dedupe", "EarlyStopping",
     "Evaluate", "FormatName", "Full", "GivenAdapter", "Judge", "Lora", "Model", "PTuning", "Partial", "Peft",
     "Precision", "Prefix", "Prompt", "Quantize", "Recipe", "Release", "Rule", "Section", "Servers", "Source", "Split",
-    "SuiteUse", "Train", "Use", "fingerprint", "metric_name", "source_path",
+    "SuiteUse", "Train", "Use", "fingerprint", "located", "metric_name", "source_path",
 ]  # fmt: skip
 
 

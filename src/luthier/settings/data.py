@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from luthier.conversation import Side
-from luthier.settings.section import Count, Fraction, Section
+from luthier.settings.section import Count, Fraction, Section, located
 
 FormatName = Literal["auto", "messages", "prompt_completion", "classification", "text"]
 
@@ -68,7 +68,8 @@ class Data(Section):
     limit: Count | None = None
     """At most this many conversations a side, drawn by seed; said in the report."""
     max_tokens: Count | None = None
-    """A longer conversation is rejected, never cut. None: the base model's context window."""
+    """A longer conversation is rejected, never cut. None: the base model's context window, less the
+    virtual tokens of `model.adapt`."""
     split: Split = Split()
     """How each row gets its side."""
     slices: Annotated[tuple[str, ...], Field(strict=False)] = ()
@@ -78,4 +79,4 @@ class Data(Section):
 
 def source_path(source: Source, folder: Path) -> Path:
     """Where a source lies: relative paths count from the recipe's folder."""
-    return Path(os.path.normpath(folder / Path(source.path).expanduser()))
+    return Path(os.path.normpath(located(source.path, folder)))

@@ -22,7 +22,7 @@ class SuiteUse(Section):
     path: str | None = None
     """A JSONL file of questions, or the folder of a task's YAML; relative to the recipe."""
     task: str | None = None
-    """A multiple-choice task of lm-evaluation-harness (`pip install 'luthier[harness]'`)."""
+    """A multiple-choice task of lm-evaluation-harness (`pip install -c constraints.txt '.[harness]'`)."""
     form: str = ""
     """Of a file: multiple_choice, pairs, coreference, ambiguity, instructions or safety."""
     limit: Count | None = None
@@ -44,7 +44,9 @@ class SuiteUse(Section):
             if self.form != "multiple_choice":
                 raise ValueError("a task's form is multiple_choice")
             return self
-        if self.path is None and self.form != SHIPPED.get(self.name):
+        if self.path is None and self.name in SHIPPED and self.form != SHIPPED[self.name]:
+            raise ValueError(f"the suite '{self.name}' is of the form {SHIPPED[self.name]}; a file needs a path")
+        if self.path is None and self.name not in SHIPPED:
             raise ValueError(
                 f"no suite '{self.name}' ships{_or_rather(self.name, SHIPPED)}; a file needs path and form"
             )
@@ -68,8 +70,12 @@ Urls = Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(lambda v:
 def _check_urls(urls: Iterable[str], key_env: str | None) -> None:
     """Called for a section as a whole, because an error of a field shows what was found: maybe a secret."""
     for url in urls:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        try:
+            parts = urlsplit(url)
+            leads = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # brackets that do not close, a port that is no number
+            leads = False
+        if not leads:
             raise ValueError("a url is http:// or https:// with a host, e.g. http://127.0.0.1:8000/v1")
         if parts.username is not None or parts.query or parts.fragment:
             raise ValueError("a url holds no user, password or query; `key_env` names where the key is")

@@ -255,8 +255,13 @@ class Model(Section):
     """LoRA adapters that stay as they are and act together with what is trained (method full, partial, lora without
     dora, or adalora)."""
     adapt: Adapt = Lora()
-    """How, by its `method`; lora unless another is said. `auto` is short for `{method: auto}`, `{method: ia3}` for
-    `{method: peft, type: IA3}`."""
+    """How, by its `method`; lora unless another is said. A name alone, such as `auto`, is short for `{method: auto}`;
+    `{method: ia3}` for `{method: peft, type: IA3}`."""
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many places of the context window a learned beginning takes."""
+        return self.adapt.tokens if isinstance(self.adapt, Prompt | PTuning | Prefix) else 0
 
     @model_validator(mode="after")
     def _technique_takes_them(self) -> Model:
@@ -280,8 +285,8 @@ class Model(Section):
     def _lora_unless_said(cls, value: Any) -> Any:
         """So that `adapt: {rank: 8}` is enough; `to_yaml`, which leaves out defaults, writes it so."""
         adapt = value.get("adapt") if isinstance(value, dict) else None
-        if adapt == "auto":
-            return {**value, "adapt": {"method": "auto"}}
+        if isinstance(adapt, str):
+            adapt = {"method": adapt}
         if not isinstance(adapt, dict):
             return value
         technique = str(adapt.get("method")).upper()

@@ -36,6 +36,12 @@ class Rule(Section):
         return self
 
     @model_validator(mode="after")
+    def _reads_all_that_is_set(self) -> Rule:
+        if self.min_effect and self.must == "not_regress":
+            raise ValueError("a not_regress rule does not read min_effect: by_points or by_relative is its margin")
+        return self
+
+    @model_validator(mode="after")
     def _votes_are_judged_as_a_whole(self) -> Rule:
         if self.metric == HUMAN_PREFERENCE and (self.by_relative or self.in_slices or self.where):
             raise ValueError(f"{HUMAN_PREFERENCE} is judged by_points, over all samples that people judged")

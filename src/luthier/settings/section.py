@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,6 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def located(path: str, folder: Path) -> Path:
+    """Where a path of a recipe lies: it counts from `folder`; a `~` of nobody known stays as it is."""
+    return folder / os.path.expanduser(path)
 
 
 class Section(BaseModel):

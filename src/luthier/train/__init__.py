@@ -23,7 +23,7 @@ from luthier.models import Base, held_in, load_model, load_tokenizer, multiplied
 from luthier.progress import Quiet, Reporter
 from luthier.quantized import n_weights
 from luthier.records import Check, Given, TrainReport
-from luthier.settings import AdaLora, GivenAdapter, Lora, Recipe
+from luthier.settings import AdaLora, GivenAdapter, Lora, Recipe, located
 from luthier.store import folder_hash
 from luthier.train import checkpoint
 from luthier.train.data import StepData
@@ -50,7 +50,8 @@ def train(
     settings = recipe.train
     repeatable()
     tokenizer = load_tokenizer(base)
-    given = [read_adapter(adapter_in(folder / g.path), base, g.weight) for g in recipe.model.adapters]
+    given = [read_adapter(adapter_in(located(g.path, folder)), base, g.weight) for g in recipe.model.adapters]
+    described = [_described(g, folder) for g in recipe.model.adapters]  # now: they may change while it trains
     start = load_model(base, dtype=held_in(settings.precision), quantize=recipe.model.quantize)
     model = adapt(add(start, given) if given else start, recipe.model.adapt, base, recipe.seed)
     decoder = Decoder(model, multiplied_in(settings.precision))
@@ -85,7 +86,6 @@ def train(
         save_adapted(model, building, tokenizer)
         if given and is_adapter(building):
             join(building, given)
-    described = [_described(g, folder) for g in recipe.model.adapters]
     done = _report(recipe, model, data, progress, path + relief.said, described)
     done.write(out / "train.json")
     return done
@@ -159,13 +159,18 @@ def _kept_step(recipe: Recipe, progress: Progress) -> int:
 
 
 def _described(given: GivenAdapter, folder: Path) -> Given:
-    return Given(path=given.path, weight=given.weight, sha256=folder_hash(adapter_in(folder / given.path)))
+    return Given(path=given.path, weight=given.weight, sha256=folder_hash(adapter_in(located(given.path, folder))))
+
+
+def _thinned(curve: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    """CURVE_POINTS of it at most, the last among them."""
+    every = math.ceil(len(curve) / CURVE_POINTS) or 1
+    return tuple(curve[::-1][::every][::-1])
 
 
 def _report(
     recipe: Recipe, model: nn.Module, data: StepData, progress: Progress, path: str, given: Sequence[Given]
 ) -> TrainReport:
-    curve = progress.curve[:: max(len(progress.curve) // CURVE_POINTS, 1)]
     train_nll = dict(progress.curve)
     return TrainReport(
         method=recipe.model.adapt.method,
@@ -186,5 +191,5 @@ def _report(
             Check(step=s, nll=nll, train_nll=train_nll.get(s), best=s == progress.best_step)
             for s, nll in progress.checks
         ),
-        curve=curve,
+        curve=_thinned(progress.curve),
     )

@@ -28,7 +28,7 @@ def make_optimizer(
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): []}  # matrices come first
     for name, p in parameters.items():
-        ratio = lora_plus_ratio if ".lora_B." in name else 1.0
+        ratio = lora_plus_ratio if ".lora_B." in name or ".lora_embedding_B." in name else 1.0
         groups.setdefault((p.ndim >= 2, ratio), []).append(p)
     made = [
         {"params": members, "weight_decay": settings.weight_decay if matrices else 0.0, "lr_ratio": ratio}

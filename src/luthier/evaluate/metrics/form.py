@@ -15,6 +15,7 @@ from typing import Any
 from luthier.errors import EvaluationError
 from luthier.evaluate.metrics.text import script, words
 from luthier.metric import MeanMetric, Metric, Sample, lower_is_better
+from luthier.settings import located
 
 
 def read_json(text: str) -> Any:
@@ -72,7 +73,7 @@ def json_schema(schema: dict[str, Any] | str, folder: Path | None = None) -> Met
 
 
 def _schema_file(folder: Path | None, path: str) -> Any:
-    return read_json(((folder or Path()) / Path(path).expanduser()).read_text(encoding="utf-8"))
+    return read_json(located(path, folder or Path()).read_text(encoding="utf-8"))
 
 
 def _validator(schema: Any) -> Any:
@@ -82,7 +83,8 @@ def _validator(schema: Any) -> Any:
         from jsonschema_specifications import REGISTRY
     except ImportError:
         found = "needs the package jsonschema, which is not installed"
-        raise EvaluationError.of("LU-E013", "metric 'json_schema'", found, "pip install 'luthier[schema]'") from None
+        advice = "in Luthier's checkout: pip install -c constraints.txt '.[schema]'"
+        raise EvaluationError.of("LU-E013", "metric 'json_schema'", found, advice) from None
 
     if not isinstance(schema, dict):
         raise ValueError(f"a schema is a JSON object, this is a {type(schema).__name__}")

@@ -32,6 +32,6 @@ def _lexicon() -> Any:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError:
         found = "needs the package vaderSentiment, which is not installed"
-        advice = "pip install 'luthier[sentiment]'"
+        advice = "in Luthier's checkout: pip install -c constraints.txt '.[sentiment]'"
         raise EvaluationError.of("LU-E016", "metric 'sentiment'", found, advice) from None
     return SentimentIntensityAnalyzer()

@@ -17,7 +17,7 @@ from luthier.conversation import Conversation, Message, make_conversation
 from luthier.errors import DataError, EvaluationError, Problem, printable
 from luthier.evaluate.suites.instructions import follows
 from luthier.evaluate.suites.suite import LESS, MORE, Item, Suite, Text, form_metrics
-from luthier.settings import SuiteUse
+from luthier.settings import SuiteUse, located
 
 
 def from_file(use: SuiteUse, folder: Path, seed: int) -> Suite:
@@ -25,7 +25,7 @@ def from_file(use: SuiteUse, folder: Path, seed: int) -> Suite:
 
     Raises DataError LU-D071 (no such file), LU-D072 (rows that are not of the form), all of a file's at once.
     """
-    path = files("luthier").joinpath("probe", f"{use.name}.jsonl") if use.path is None else folder / use.path
+    path = files("luthier").joinpath("probe", f"{use.name}.jsonl") if use.path is None else located(use.path, folder)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: texts may hold U+2028
     except (OSError, UnicodeDecodeError) as error:

@@ -13,7 +13,7 @@ from typing import Any
 from luthier.conversation import Message, make_conversation
 from luthier.errors import DataError, first_line
 from luthier.evaluate.suites.suite import Item, Suite, Text, form_metrics
-from luthier.settings import SuiteUse
+from luthier.settings import SuiteUse, located
 
 
 def from_task(use: SuiteUse, folder: Path, seed: int) -> Suite:
@@ -26,10 +26,13 @@ def from_task(use: SuiteUse, folder: Path, seed: int) -> Suite:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError:
-        found, advice = "lm-evaluation-harness is not installed", "pip install 'luthier[harness]'"
+        found, advice = (
+            "lm-evaluation-harness is not installed",
+            "in Luthier's checkout: pip install -c constraints.txt '.[harness]'",
+        )
         raise DataError.of("LU-D073", where, found, advice) from None
     try:
-        manager = TaskManager(include_path=str(folder / use.path) if use.path else None)
+        manager = TaskManager(include_path=str(located(use.path, folder)) if use.path else None)
         task: Any = manager.load(use.task)["tasks"][use.task]
         task.set_fewshot_seed(seed)
         task.build_all_requests(limit=use.limit)
