@@ -29,7 +29,6 @@ from luthier.progress import Quiet, Reporter
 from luthier.records import AdviceReport, AuditReport, Comparison, EvalReport, RunRecord, Verdict
 from luthier.settings import HUMAN_PREFERENCE, Auto, Recipe, Rule, fingerprint
 from luthier.store import STAGES, artifacts_in, damaged, find_stage, link_stage, stage_record
-from luthier.strict_yaml import parse_yaml
 
 if TYPE_CHECKING:
     from luthier.models import Base

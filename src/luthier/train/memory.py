@@ -35,9 +35,14 @@ def recompute(decoder: Decoder, settings: Train, n_tokens: int) -> str:
     wanted = settings.recompute_layers
     if not decoder.recomputable:
         return f"; {wanted} layers cannot be computed again" if wanted not in ("auto", 0) else ""
-    decoder.recompute = _as_needed(decoder, settings, n_tokens) if wanted == "auto" else wanted
-    decoder.recompute = min(decoder.recompute, len(decoder.layers()[1]))
+    compute_again(decoder, _as_needed(decoder, settings, n_tokens) if wanted == "auto" else wanted)
     return ""
+
+
+def compute_again(decoder: Decoder, n: int) -> None:
+    """The last `n` layers, where any can be."""
+    if decoder.recomputable:
+        decoder.recompute = min(n, len(decoder.layers()[1]))
 
 
 def _as_needed(decoder: Decoder, settings: Train, n_tokens: int) -> int:

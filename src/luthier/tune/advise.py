@@ -24,7 +24,7 @@ from statistics import fmean
 from torch import Tensor
 
 from luthier.batch import Batch, make_batch, split_by_tokens
-from luthier.cost import MOMENT_BYTES, StepCost, on_shapes, step_cost
+from luthier.cost import StepCost, on_shapes, step_cost
 from luthier.decoder import Decoder
 from luthier.encode import Encoded
 from luthier.errors import DataError, ModelError, RunError, Stopped
@@ -36,7 +36,8 @@ from luthier.settings import Adapt, Auto, Full, Recipe, Train
 from luthier.stats import MIN_CLUSTERS
 from luthier.train import make_plan, read_data
 from luthier.train.data import StepData
-from luthier.train.memory import recompute
+from luthier.train.memory import compute_again
+from luthier.train.optim import MOMENT_BYTES
 from luthier.tune import trials
 from luthier.tune.advise_facts import measure
 from luthier.tune.advise_rules import CANDIDATES, RULES, judge
@@ -51,8 +52,6 @@ TOO_FEW_ROWS = ("LU-D106", "LU-D130")
 """What trials say of data that hold too little to choose by."""
 MEMORY_SHARE = 0.9
 """Of the memory that is available: predictions are good to about a tenth."""
-MOMENT_BYTES_8BIT = 2
-"""AdamW's moments of a learned weight in 8 bits each."""
 
 
 def choose(recipe: Recipe, run: Path, base: Base, out: Path, workspace: Path, report: Reporter) -> AdviceReport:
@@ -244,12 +243,12 @@ def _cost(decoder: Decoder, batches: Sequence[Batch], train: Train, room: float)
         for parameter in decoder.layers()[1].parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(_drop)
-    moments = MOMENT_BYTES_8BIT if train.optimizer == "adamw_8bit" else MOMENT_BYTES
-    recompute(decoder, 0 if train.recompute_layers == "auto" else train.recompute_layers, 0)
+    moments = MOMENT_BYTES[train.optimizer]
+    compute_again(decoder, 0 if train.recompute_layers == "auto" else train.recompute_layers)
     cost = step_cost(decoder, batches, gradient, moments)
     if train.recompute_layers != "auto" or cost.memory.peak <= room:
         return cost
-    recompute(decoder, len(decoder.layers()[1]), 0)
+    compute_again(decoder, len(decoder.layers()[1]))
     return step_cost(decoder, batches, gradient, moments)
 
 
