@@ -338,10 +338,12 @@ def test_an_interrupt_does_not_wait_for_the_rest(serve: Any) -> None:
 
     presses = threading.Thread(target=press)
     presses.start()
-    with pytest.raises(KeyboardInterrupt):
-        ask(server.url, *"abcdefghij", first_wait_s=100.0)
-    raised.set()
-    presses.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ask(server.url, *"abcdefghij", first_wait_s=100.0)
+    finally:
+        raised.set()
+        presses.join()
     while threading.active_count() > before + 1:
         time.sleep(0.01)
     assert len(server.asked) <= 4, "what had not begun was not asked"
