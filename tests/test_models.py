@@ -75,7 +75,11 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "gemma2": ("Gemma2Config", SHAPE | {"head_dim": 8, "sliding_window": 4}, "row by row: .*sliding_attention"),
     "granite": ("GraniteConfig", SHAPE | {"logits_scaling": 3.0, "embedding_multiplier": 2.0}, FUSED),
-    "cohere": ("CohereConfig", SHAPE | {"logit_scale": 0.5}, f"{TREE}; the model's own layers: CohereDecoderLayer lacks"),
+    "cohere": (
+        "CohereConfig",
+        SHAPE | {"logit_scale": 0.5},
+        f"{TREE}; the model's own layers: CohereDecoderLayer lacks",
+    ),
     "phi": ("PhiConfig", SHAPE | {"attention_dropout": 0.0}, f"{TREE}; the model's own layers: PhiDecoderLayer has"),
     "gpt2": ("GPT2Config", GPT2, f"{TREE}; the model's own layers: GPT2Block has attn, .*lacks .*self_attn"),
     "bloom": (

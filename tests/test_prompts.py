@@ -226,7 +226,7 @@ def test_it_learns_and_a_killed_run_goes_on_to_the_same_bits(
     recipe = make_recipe(PROMPTS[name])
     straight = train(recipe, data, base, tmp_path / "straight")
     assert straight.checks[-1].nll < straight.checks[0].nll
-    assert straight.path == "prefix tree, each shared token once; fused layers"
+    assert straight.path == "prefix tree, each shared token once; fused layers; in float32"
     train_killed_once(recipe, data, base, tmp_path / "killed", monkeypatch)
     once, twice = (tmp_path / run / "model" / "adapter_model.safetensors" for run in ("straight", "killed"))
     assert once.read_bytes() == twice.read_bytes()

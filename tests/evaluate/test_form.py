@@ -135,10 +135,10 @@ def test_the_schemas_file_decides_whether_an_evaluation_is_fresh(tmp_path: Path)
         "recipe.yaml",
         tmp_path,
     )
-    before = _files_named(recipe, tmp_path)
+    before = _files_named(tmp_path, [m.params for m in recipe.evaluate.metrics], recipe.evaluate.requests)
     assert set(before) == {"order.json", "asked.txt"}
     (tmp_path / "order.json").write_text('{"type": "object"}')
-    assert _files_named(recipe, tmp_path) != before
+    assert _files_named(tmp_path, [m.params for m in recipe.evaluate.metrics], recipe.evaluate.requests) != before
 
 
 # -- calls of tools -----------------------------------------------------------------------------------------------

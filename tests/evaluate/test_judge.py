@@ -571,7 +571,7 @@ def problems(tmp_path: Path, *judges: Mapping[str, Any], rule: str = "rouge1") -
         ({"url": "judge.example/v1"}, "LU-R009", "evaluate.judges.0", "with a host"),
         ({"url": "http:///v1"}, "LU-R009", "evaluate.judges.0", "with a host"),
         ({"url": ["http://a/v1", "file:///etc"]}, "LU-R009", "evaluate.judges.0", "with a host"),
-        ({"url": "http://a:port/v1"}, "LU-R009", "evaluate.judges.0", "Port"),
+        ({"url": "http://a:port/v1"}, "LU-R009", "evaluate.judges.0", "a url is"),
         ({"url": "http://me:secret@a/v1"}, "LU-R009", "evaluate.judges.0", "no user, password"),
         ({"url": "http://a/v1", "by": "likelihood"}, "LU-R009", "evaluate.judges.0", "on this machine only"),
         ({"key_env": "sk-secret-0", "url": "http://a/v1"}, "LU-R009", "evaluate.judges.0", "not the key itself"),

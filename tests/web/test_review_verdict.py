@@ -28,7 +28,7 @@ name: tiny
 seed: 3
 data: {{sources: [{{path: train.jsonl, split: train}}, {{path: test.jsonl, split: test}}]}}
 model: {{base: "{base}", adapt: {{method: lora, rank: 4}}}}
-train: {{epochs: 2, examples_per_step: 8, learning_rate: 1e-2}}
+train: {{epochs: 3, examples_per_step: 8, learning_rate: 5e-3}}
 evaluate: {{max_new_tokens: 8, probe_documents: 24, metrics: [perplexity]}}
 release: {{rules: [{{metric: perplexity, must: beat_baseline}}], needs: [human_review]}}
 """
