@@ -631,7 +631,7 @@ def test_a_run_with_judges_is_judged_compared_and_not_judged_again(tmp_path: Pat
 name: judged
 data: {{sources: [{{path: rows.jsonl}}], split: {{by: given}}}}
 model: {{base: "{tiny}", adapt: {{rank: 2}}}}
-train: {{epochs: 1, learning_rate: 1e-2}}
+train: {{epochs: 3, learning_rate: 1e-2}}
 evaluate:
   max_new_tokens: 4
   probe_documents: 2
