@@ -18,6 +18,7 @@ from pathlib import Path
 from luthier import lifecycle
 from luthier.records import EvalReport, TrainReport
 from luthier.release.gate import observed
+from luthier.target import Run
 
 SIDES = {"train": 160, "validation": 40, "test": 100}
 RECIPE = """
@@ -66,7 +67,7 @@ def _write_rows(data: Path, out: Path) -> None:
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _print(run: lifecycle.Run) -> None:
+def _print(run: Run) -> None:
     training = TrainReport.read(run.folder / "train" / "train.json")
     first, best, last = training.checks[0], min(training.checks, key=lambda c: c.nll), training.checks[-1]
     print(f"{run.folder / 'release' / 'report.html'}\n")

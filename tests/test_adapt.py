@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from luthier.adapt import _settle, adapt, is_adapter, load_adapted, load_merged, save_adapted, trainable
+from luthier.adapt import adapt, trainable
 from luthier.batch import make_batch
 from luthier.conversation import Conversation, Message, make_conversation, write_conversations
 from luthier.decoder import Decoder
@@ -22,6 +22,7 @@ from luthier.errors import ModelError, RecipeError
 from luthier.models import Base, find_base, load_model, load_tokenizer
 from luthier.recipe import validate
 from luthier.release.export import MERGE_TOLERANCE, export
+from luthier.saved import _settle, is_adapter, load_adapted, load_merged, save_adapted
 from luthier.settings import Recipe
 from luthier.techniques import TECHNIQUES, UNMERGED
 from luthier.train import train

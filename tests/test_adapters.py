@@ -16,14 +16,16 @@ from torch import nn
 
 from luthier import lifecycle
 from luthier import train as training
-from luthier.adapt import adapt, load_adapted, load_merged, save_adapted, trainable
+from luthier.adapt import adapt, trainable
 from luthier.conversation import write_conversations
 from luthier.decoder import Decoder
 from luthier.errors import ModelError, RecipeError
 from luthier.joined import Low, add, join, read_adapter
 from luthier.models import Base, find_base, load_model, load_tokenizer
 from luthier.records import EvalReport, TrainReport
+from luthier.saved import load_adapted, load_merged, save_adapted
 from luthier.store import folder_hash
+from luthier.target import Run
 from luthier.train import loop, train
 from luthier.train.loop import Progress
 
@@ -217,7 +219,7 @@ def test_a_changed_adapter_is_trained_on_anew(base: Base, given: Path, tiny: Pat
     assert (run_of(tmp_path, recipe, until="train").folder / "train" / "record.json").read_bytes() != before
 
 
-def run_of(folder: Path, recipe: str, until: Any = "release") -> lifecycle.Run:
+def run_of(folder: Path, recipe: str, until: Any = "release") -> Run:
     (folder / "recipe.yaml").write_text(recipe)
     return lifecycle.run(folder / "recipe.yaml", workspace=folder / "runs", until=until)
 

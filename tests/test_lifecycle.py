@@ -18,6 +18,7 @@ from luthier import finished, lifecycle
 from luthier.errors import LuthierError, RunError
 from luthier.records import EvalReport, RunRecord
 from luthier.store import stage_record
+from luthier.target import Run, alone
 
 RECIPE = """
 name: tiny
@@ -78,7 +79,7 @@ def project(tmp_path: Path, tiny: Path) -> Path:
     return tmp_path
 
 
-def run(project: Path, *overrides: str) -> tuple[lifecycle.Run, Said]:
+def run(project: Path, *overrides: str) -> tuple[Run, Said]:
     said = Said()
     done = lifecycle.run(project / "recipe.yaml", overrides=overrides, workspace=project / "runs", report=said)
     return done, said
@@ -219,7 +220,7 @@ def test_a_stale_release_does_not_stand_for_the_trained_model(project: Path) -> 
 
 def test_a_second_process_is_refused(project: Path) -> None:
     done, _ = run(project)
-    with lifecycle._alone(done.folder), pytest.raises(RunError, match="LU-U003"):
+    with alone(done.folder), pytest.raises(RunError, match="LU-U003"):
         run(project)
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from luthier import finished, lifecycle
-from luthier.adapt import adapt, load_adapted, load_merged, save_adapted, trainable
+from luthier.adapt import adapt, trainable
 from luthier.batch import make_batch
 from luthier.conversation import Conversation, Message, make_conversation, write_conversations
 from luthier.decoder import Decoder
@@ -28,6 +28,7 @@ from luthier.fused import FusedLayers
 from luthier.models import Base, find_base, load_model, load_tokenizer
 from luthier.records import AuditReport, EvalReport
 from luthier.release.export import MERGE_TOLERANCE, export
+from luthier.saved import load_adapted, load_merged, save_adapted
 from luthier.settings import Adapt
 from luthier.train import loop, train
 from luthier.train.loop import Progress

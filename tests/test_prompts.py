@@ -19,7 +19,7 @@ from test_models import built, random_examples
 from torch import Tensor, nn
 
 from luthier import cache
-from luthier.adapt import adapt, load_adapted, load_merged, save_adapted, trainable
+from luthier.adapt import adapt, trainable
 from luthier.batch import make_batch
 from luthier.conversation import write_conversations
 from luthier.decoder import Decoder, score_all
@@ -28,6 +28,7 @@ from luthier.errors import ModelError, RecipeError
 from luthier.generate import generate
 from luthier.models import Base, find_base, load_model, load_tokenizer
 from luthier.release.export import export
+from luthier.saved import load_adapted, load_merged, save_adapted
 from luthier.train import train
 
 PROMPTS: dict[str, dict[str, Any]] = {

@@ -21,7 +21,7 @@ from test_models import gradients as gradients_of
 from torch import Tensor, nn
 
 from luthier import lifecycle, quantized
-from luthier.adapt import adapt, load_adapted, save_adapted, trainable
+from luthier.adapt import adapt, trainable
 from luthier.batch import make_batch
 from luthier.conversation import write_conversations
 from luthier.decoder import Decoder, score
@@ -32,6 +32,7 @@ from luthier.quantized import BLOCK, QuantizedLinear, n_weights
 from luthier.recipe import to_yaml
 from luthier.release.evidence import method
 from luthier.release.export import export
+from luthier.saved import load_adapted, save_adapted
 from luthier.settings import Quantize, Recipe
 from luthier.tiny import write_tiny_model
 from luthier.train import loop, train

@@ -20,8 +20,8 @@ from luthier import __version__, interrupts, machine
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
-    from luthier.lifecycle import Stage
     from luthier.progress import Reporter
+    from luthier.records import Stage
 
 app = typer.Typer(
     name="luthier",

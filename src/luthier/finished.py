@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from luthier.errors import RunError
-from luthier.lifecycle import WORKSPACE, Run, base_of, open_target, read_run
 from luthier.progress import Quiet
 from luthier.records import AuditReport, EvalReport, RunRecord
 from luthier.store import STAGES, damaged, runs_in, stage_record
+from luthier.target import WORKSPACE, Run, base_of, open_target, read_run
 
 if TYPE_CHECKING:
     from luthier.power import Gate, Pilot
@@ -83,12 +83,12 @@ def talk(folder: Path, *, base: bool = False) -> Callable[[str], str]:
     The system text is the one of the training data. Raises RunError LU-U005 where nothing was trained, LU-U018
     where the run is damaged.
     """
-    from luthier.adapt import load_merged
     from luthier.conversation import Message, read_conversations
     from luthier.decoder import Decoder
     from luthier.encode import Encoder
     from luthier.generate import generate
     from luthier.models import load_model, load_tokenizer
+    from luthier.saved import load_merged
 
     _expect(folder, "prepare")
     _expect(folder, "train")

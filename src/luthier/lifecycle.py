@@ -7,48 +7,33 @@ it was.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier import keys
 from luthier import recipe as recipes
 from luthier.errors import RunError
-from luthier.files import locked, sync_folder, write_atomically
+from luthier.files import write_atomically
 from luthier.foresight import can_judge, can_train, check_packages
 from luthier.machine import describe, peak_bytes
 from luthier.progress import Quiet, Reporter
-from luthier.records import AdviceReport, AuditReport, Comparison, EvalReport, RunRecord, Verdict
+from luthier.records import AdviceReport, AuditReport, Comparison, EvalReport, RunRecord, Stage
 from luthier.settings import HUMAN_PREFERENCE, Auto, Recipe, Rule, fingerprint
 from luthier.store import STAGES, artifacts_in, damaged, find_stage, link_stage, stage_record
+from luthier.target import Run, alone, base_of, folder_of, keep_recipe, open_target, read_run, workspace_of
 
 if TYPE_CHECKING:
     from luthier.models import Base
 
-Stage = Literal["prepare", "advise", "train", "evaluate", "release"]
-WORKSPACE = Path("runs")
 PARITY_PROMPTS, PARITY_TOKENS = 8, 256
 """On which an export is compared with its original; 256 x 49,152 logits in float32 are 50 MB."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run's folder and what it has come to."""
-
-    folder: Path
-    verdict: Verdict | None
-
-    @property
-    def report(self) -> Path:
-        return self.folder / "release" / "report.json"
 
 
 class Advisor(Protocol):
@@ -92,9 +77,9 @@ def run(
     report = report or Quiet()
     workspace = workspace or workspace_of(target)
     recipe, origin = open_target(target, overrides, report)
-    folder = workspace / f"{recipe.name}-{keys.identity(recipe, origin)}"
-    with _alone(folder):
-        _keep_recipe(recipe, origin, folder)
+    folder = folder_of(recipe, origin, workspace)
+    with alone(folder):
+        keep_recipe(recipe, origin, folder)
         report.say(f"run: {folder}\nbase: {recipe.model.base} (a GGUF is dequantised once, on its first use)")
         base = base_of(recipe, origin)
         check_packages(recipe)
@@ -107,59 +92,6 @@ def run(
             if stage == "prepare" and until != "prepare":
                 _foresee(work, folder / "prepare", judged=until in ("evaluate", "release"))
     return read_run(folder)
-
-
-def workspace_of(target: str | Path) -> Path:
-    """Where the runs of a target lie, if nobody says where."""
-    path = Path(target)
-    if not (path / "run.json").is_file():
-        return WORKSPACE
-    return path.parent if path.name else path.resolve().parent  # of "." the parent is "." again
-
-
-def open_target(target: str | Path, overrides: tuple[str, ...], report: Reporter) -> tuple[Recipe, Path]:
-    """The recipe that `target` means, and the folder from which its paths count."""
-    path = Path(target)
-    if (path / "run.json").is_file():
-        origin, tree = _origin(path), recipes.read_tree(path / "recipe.yaml")
-        return recipes.validate(recipes.override(tree, overrides), str(path / "recipe.yaml"), origin), origin
-    if path.suffix in (".yaml", ".yml"):
-        return recipes.load(path, overrides), path.parent
-    from luthier.prepare import derive
-
-    if not path.exists():
-        raise RunError.of(
-            "LU-U002",
-            str(target),
-            "no such recipe, run or data",
-            "give a recipe.yaml, a data file or folder, or a run's folder",
-        )
-    recipe = recipes.validate(recipes.override(derive(path), overrides), f"recipe derived from {path}", Path.cwd())
-    report.say(f"derived from {path}:\n{recipes.to_yaml(recipe)}")
-    return recipe, Path.cwd()
-
-
-def _origin(folder: Path) -> Path:
-    """Where a run's recipe lay when it was last run. Raises RunError LU-U008."""
-    path = folder / "run.json"
-    try:
-        return Path(json.loads(path.read_bytes())["origin"])
-    except (OSError, ValueError, KeyError, TypeError):
-        advice = "run the recipe again, which writes it anew, or write " + '{"origin": "the folder of the recipe"}'
-        raise RunError.of("LU-U008", str(path), "does not say where the recipe lay", advice) from None
-
-
-def base_of(recipe: Recipe, origin: Path) -> Base:
-    """The base model with the tokens that the recipe gives it."""
-    from luthier.models import find_base
-
-    return dataclasses.replace(find_base(recipe.model.base, origin), new_tokens=recipe.model.new_tokens)
-
-
-def read_run(folder: Path) -> Run:
-    path = folder / "release" / "verdict.json"
-    done = stage_record(folder, "release") is not None
-    return Run(folder, Verdict.read(path) if done and path.is_file() else None)
 
 
 # -- the stages ------------------------------------------------------------------------------------------
@@ -370,31 +302,6 @@ def _check_same_inputs(work: _Work, out: Path) -> None:
         )
 
 
-# -- folders ---------------------------------------------------------------------------------------------
-
-
-def _keep_recipe(recipe: Recipe, origin: Path, folder: Path) -> None:
-    record = json.dumps({"origin": str(origin.resolve())}).encode() + b"\n"  # which changes when a project is moved
-    written = (folder / "run.json").is_file()
-    if not written:
-        write_atomically(folder / "recipe.yaml", recipes.to_yaml(recipe).encode())
-    if not written or (folder / "run.json").read_bytes() != record:
-        write_atomically(folder / "run.json", record)
-        sync_folder(folder)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process a run. Raises RunError LU-U003."""
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(locked(folder / ".lock", wait=False))
-        except BlockingIOError:
-            found = "another process is working on this run"
-            raise RunError.of("LU-U003", str(folder), found, "wait for it, or stop it") from None
-        yield
-
-
 def _environment(work: _Work) -> dict[str, str]:
     seconds, peaks = {}, []
     for stage in STAGES:
@@ -422,8 +329,7 @@ def check(
     base = base_of(recipe, origin)
     check_packages(recipe)
     workspace = workspace_of(target)
-    folder = workspace / f"{recipe.name}-{keys.identity(recipe, origin)}"
-    work = _Work(recipe, origin, folder, workspace, base, report or Quiet())
+    work = _Work(recipe, origin, folder_of(recipe, origin, workspace), workspace, base, report or Quiet())
     _prepare(work, out)
     _foresee(work, out, judged=True)
     return recipe, base, AuditReport.read(out / "audit.json")

@@ -15,6 +15,7 @@ from luthier.files import write_atomically
 
 Severity = Literal["reject", "row", "warning"]
 Task = Literal["classification", "answer", "dialogue", "text"]
+Stage = Literal["prepare", "advise", "train", "evaluate", "release"]
 Outcome = Literal["PASS", "FAIL", "UNDERPOWERED"]
 
 
@@ -48,7 +49,7 @@ class Artifact(Record):
 class RunRecord(Record):
     """One finished stage of a run."""
 
-    stage: Literal["prepare", "advise", "train", "evaluate", "release"]
+    stage: Stage
     key: str
     """Hash of everything that went in; a stage with an equal key need not run again."""
     inputs: dict[str, Any]

@@ -20,9 +20,9 @@ from luthier.records import AdviceReport, AuditReport, Comparison, EvalReport, R
 from luthier.settings import Recipe
 
 if TYPE_CHECKING:
-    from luthier.lifecycle import Run
     from luthier.models import Base
     from luthier.power import Gate, Pilot, Plan
+    from luthier.target import Run
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a pipe has no width: cut no table
 COLOURS = {"PASS": "bold green", "FAIL": "bold red", "UNDERPOWERED": "bold yellow"}

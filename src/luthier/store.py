@@ -15,12 +15,13 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import get_args
 
 from luthier.errors import RunError, did_you_mean
 from luthier.files import fresh_folder, sha256_of
-from luthier.records import Artifact, RunRecord
+from luthier.records import Artifact, RunRecord, Stage
 
-STAGES = ("prepare", "advise", "train", "evaluate", "release")
+STAGES: tuple[Stage, ...] = get_args(Stage)
 """`advise` is done only where a recipe leaves open what is trained."""
 
 

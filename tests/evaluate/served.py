@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from luthier.adapt import load_merged
 from luthier.decoder import Decoder
 from luthier.generate import drawn, generate, greedy
 from luthier.models import find_base, load_model, load_tokenizer
+from luthier.saved import load_merged
 
 
 class Request:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from luthier import lifecycle
-from luthier.adapt import adapt, load_merged, save_adapted, trainable
+from luthier.adapt import adapt, trainable
 from luthier.conversation import Message
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
@@ -28,6 +28,7 @@ from luthier.models import Base, find_base, load_model, load_tokenizer
 from luthier.progress import Quiet
 from luthier.recipe import validate
 from luthier.records import EvalReport
+from luthier.saved import load_merged, save_adapted
 from luthier.settings import Lora, Servers
 from luthier.store import folder_hash
 from luthier.tiny import write_tiny_model

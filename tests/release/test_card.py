@@ -87,7 +87,7 @@ def test_bottleneck_adapters_load_by_what_has_them():
     assert front_of(card)["library_name"] == "luthier" and front_of(card)["base_model_relation"] == "adapter"
     code = re.search(r"```python\n(.*?)\n```", card, re.DOTALL)[1]
     compile(code, "card", "exec")
-    assert "from luthier.adapt import load_adapted" in code and "PeftModel" not in code
+    assert "from luthier.saved import load_adapted" in code and "PeftModel" not in code
 
 
 def test_the_loading_code_compiles(evidence):

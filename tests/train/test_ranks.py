@@ -12,8 +12,9 @@ from rows import make_recipe, prepared
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from luthier.adapt import adapt, save_adapted, trainable
+from luthier.adapt import adapt, trainable
 from luthier.models import Base, find_base, load_model, load_tokenizer
+from luthier.saved import save_adapted
 from luthier.settings import AdaLora
 from luthier.train import train
 from luthier.train.loop import Progress
@@ -127,7 +128,7 @@ def test_a_training_ends_at_the_target_and_leaves_a_lora_of_the_ranks_that_are_l
 
 
 def test_an_untrained_adapter_is_a_lora_that_changes_nothing(base: Base, tmp_path: Path) -> None:
-    from luthier.adapt import load_merged
+    from luthier.saved import load_merged
 
     model = adapt(load_model(base, torch.device("cpu")), HOW, base, 0)
     save_adapted(model, tmp_path, load_tokenizer(base))

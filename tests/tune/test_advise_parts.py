@@ -21,6 +21,7 @@ from luthier.models import Base, find_base, load_model, load_tokenizer
 from luthier.progress import Quiet
 from luthier.records import Advised
 from luthier.settings import Auto, Full, Lora, Recipe, Train, fingerprint
+from luthier.target import base_of
 from luthier.tiny import write_tiny_model
 from luthier.train import make_plan, read_data
 from luthier.train.data import StepData
@@ -48,7 +49,7 @@ def base(tiny: Path) -> Base:
 def facts_of(project: Path, *settings: str) -> dict[str, float]:
     recipe = recipes.load(project / "recipe.yaml", settings)
     run = lifecycle.run(project / "recipe.yaml", overrides=settings, workspace=project / "runs", until="prepare")
-    base = lifecycle.base_of(recipe, project)
+    base = base_of(recipe, project)
     tokenizer, prepared = load_tokenizer(base), run.folder / "prepare"
     data = read_data(recipe, prepared, tokenizer, share=True)
     return measure(recipe, prepared, data, Decoder(load_model(base)), tokenizer)

@@ -9,6 +9,7 @@ from luthier.conversation import Conversation, read_conversations
 from luthier.progress import Quiet
 from luthier.records import AuditReport
 from luthier.starter import write_starter
+from luthier.target import open_target
 from luthier.tune.nested import make_nest, question
 
 SIDES = ("train", "validation", "test")
@@ -20,7 +21,7 @@ def prepared(run: Path) -> dict[str, list[Conversation]]:
 
 def nested(target: Path, workspace: Path, *overrides: str) -> tuple[Path, Path, Path]:
     """The folders of three preparations: the recipe's own, that to choose by on half of the rows, that to report by."""
-    recipe, origin = lifecycle.open_target(target, overrides, Quiet())
+    recipe, origin = open_target(target, overrides, Quiet())
     outer = lifecycle.run(target, overrides=overrides, workspace=workspace, until="prepare").folder
     nest = make_nest(recipe, origin, outer, workspace, 0.3)
     asked = [question(nest, "perplexity", "choose", 0.5), question(nest, "perplexity", "report", 1.0)]

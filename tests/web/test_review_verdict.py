@@ -18,6 +18,7 @@ from luthier import lifecycle
 from luthier.conversation import read_conversations
 from luthier.progress import Lines
 from luthier.records import AuditReport, RuleResult
+from luthier.target import Run
 from luthier.votes import CHECK, differing, read_votes, votes_file
 from luthier.web.export import export
 
@@ -48,13 +49,13 @@ def project(tmp_path: Path, tiny: Path) -> Path:
     return tmp_path
 
 
-def run(project: Path, target: str | Path = "recipe.yaml", *overrides: str) -> tuple[lifecycle.Run, list[str]]:
+def run(project: Path, target: str | Path = "recipe.yaml", *overrides: str) -> tuple[Run, list[str]]:
     said: list[str] = []
     at, runs = project / target, project / "runs"
     return lifecycle.run(at, overrides=overrides, workspace=runs, report=Lines(said.append)), said
 
 
-def by_people(done_: lifecycle.Run) -> RuleResult:
+def by_people(done_: Run) -> RuleResult:
     assert done_.verdict
     return next(r for r in done_.verdict.rules if r.comparison.metric == "human_preference")
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from luthier.adapt import load_merged
 from luthier.conversation import Conversation, read_conversations
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
@@ -48,6 +47,7 @@ from luthier.metric import Metric, Sample
 from luthier.models import Base, load_model, load_tokenizer
 from luthier.progress import Quiet, Reporter
 from luthier.records import AuditReport, EvalReport, Judged
+from luthier.saved import load_merged
 from luthier.settings import Recipe, Servers, SuiteUse
 from luthier.store import folder_hash
 

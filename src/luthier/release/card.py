@@ -69,7 +69,7 @@ model = PeftModel.from_pretrained(base, "model")
     "luthier": """\
 from pathlib import Path
 
-from luthier.adapt import load_adapted
+from luthier.saved import load_adapted
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 base = AutoModelForCausalLM.from_pretrained({base!r})

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.adapt import is_adapter, load_adapted, load_merged
 from luthier.bottleneck import is_bottleneck
 from luthier.errors import Stopped
 from luthier.models import Base, load_model, load_tokenizer, quiet_transformers
+from luthier.saved import is_adapter, load_adapted, load_merged
 
 MERGE_TOLERANCE = 1e-5
 """Largest difference of merged float32 logits, relative to the largest logit."""

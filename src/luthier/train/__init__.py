@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from luthier.adapt import adapt, is_adapter, save_adapted, trainable
+from luthier.adapt import adapt, trainable
 from luthier.conversation import read_conversations
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
@@ -23,6 +23,7 @@ from luthier.models import Base, held_in, load_model, load_tokenizer, multiplied
 from luthier.progress import Quiet, Reporter
 from luthier.quantized import n_weights
 from luthier.records import Check, Given, TrainReport
+from luthier.saved import is_adapter, save_adapted
 from luthier.settings import AdaLora, GivenAdapter, Lora, Recipe, located
 from luthier.store import folder_hash
 from luthier.train import checkpoint

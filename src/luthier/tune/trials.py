@@ -36,6 +36,7 @@ from luthier.records import AuditReport, Comparison, TrialRun, TrialsReport, Var
 from luthier.settings import Use, fingerprint, metric_name
 from luthier.stats import holm
 from luthier.store import stage_record
+from luthier.target import open_target, workspace_of
 from luthier.tune.effect import Effect, compare_seeds, value_of
 from luthier.tune.nested import Nest, Part, answers_of, make_nest, question
 from luthier.tune.variants import BASELINE, Variants, check_rungs, check_seeds, check_variants
@@ -78,8 +79,8 @@ def trials(
     """
     say = report or Quiet()
     rungs = check_rungs(rungs)
-    workspace = workspace or lifecycle.workspace_of(target)
-    recipe, origin = lifecycle.open_target(target, overrides, say)
+    workspace = workspace or workspace_of(target)
+    recipe, origin = open_target(target, overrides, say)
     seeds = check_seeds(seeds, recipe.seed)
     kept, notes = check_variants(recipe, variants, origin)
     outer = lifecycle.run(target, overrides=overrides, workspace=workspace, until="prepare", report=say)
