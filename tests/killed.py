@@ -17,7 +17,9 @@ class Killed(BaseException):
     pass
 
 
-def train_killed_once(recipe: Recipe, data: Path, base: Base, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def train_killed_once(
+    recipe: Recipe, data: Path, base: Base, out: Path, monkeypatch: pytest.MonkeyPatch, folder: Path = Path()
+) -> None:
     """Train, die before the fourth update, and train on."""
     real_step = loop._step
 
@@ -28,5 +30,5 @@ def train_killed_once(recipe: Recipe, data: Path, base: Base, out: Path, monkeyp
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(loop, "_step", step_or_die)
-        train(recipe, data, base, out)
-    train(recipe, data, base, out)
+        train(recipe, data, base, out, folder=folder)
+    train(recipe, data, base, out, folder=folder)

@@ -192,10 +192,6 @@ def test_what_is_saved_is_what_was_trained(base: Base, tmp_path: Path, name: str
     assert Decoder(merged).shares
 
 
-class Killed(Exception):
-    """Stands for a kill: nothing is saved on the way out."""
-
-
 @every_technique
 def test_it_learns_and_a_killed_run_goes_on_to_the_same_bits(
     base: Base, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

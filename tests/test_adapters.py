@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from killed import train_killed_once
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from test_adapt import CPU, Killed, adapted, conversations, gap, make_recipe, untied
+from test_adapt import CPU, adapted, conversations, gap, make_recipe, untied
 from torch import nn
 
 from luthier import lifecycle
@@ -158,18 +159,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 ) -> None:
     recipe = make_recipe({}, model={"adapters": ["rslora", "patterns"], "adapt": {"rank": 4}})
     train(recipe, chats, base, tmp_path / "straight", folder=given)
-    real_step = loop._step
-
-    def step_or_die(*args: Any) -> Progress | None:
-        if next(a for a in args if isinstance(a, Progress)).step == 3:
-            raise Killed
-        return real_step(*args)
-
-    monkeypatch.setattr(loop, "_step", step_or_die)
-    with pytest.raises(Killed):
-        train(recipe, chats, base, tmp_path / "killed", folder=given)
-    monkeypatch.setattr(loop, "_step", real_step)
-    train(recipe, chats, base, tmp_path / "killed", folder=given)
+    train_killed_once(recipe, chats, base, tmp_path / "killed", monkeypatch, given)
     [once], [twice] = (sorted((tmp_path / side / "model").glob("*.safetensors")) for side in ("straight", "killed"))
     assert once.read_bytes() == twice.read_bytes()
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from chat_templates import FAMILIES, Family, tokenizer_of
+from killed import train_killed_once
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_adapt import CPU, Killed, gap, gradients, make_recipe
+from test_adapt import CPU, gap, gradients, make_recipe
 from test_lifecycle import Said
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -30,8 +31,7 @@ from luthier.records import AuditReport, EvalReport
 from luthier.release.export import MERGE_TOLERANCE, export
 from luthier.saved import load_adapted, load_merged, save_adapted
 from luthier.settings import Adapt
-from luthier.train import loop, train
-from luthier.train.loop import Progress
+from luthier.train import train
 from luthier.vocabulary import add_tokens, rows_of
 
 TOKENS = ("<order>", "</order>", *(f"<item {i}>" for i in range(8)))
@@ -324,17 +324,6 @@ def test_it_learns_and_a_killed_run_goes_on_to_the_same_bits(
     recipe = make_recipe({}, model={"new_tokens": list(TOKENS), "adapt": WAYS[way]})
     straight = train(recipe, orders_data, bases["tied"], tmp_path / "straight")
     assert straight.checks[-1].nll < straight.checks[0].nll
-    real_step = loop._step
-
-    def step_or_die(*args: Any) -> Progress | None:
-        if next(a for a in args if isinstance(a, Progress)).step == 3:
-            raise Killed
-        return real_step(*args)
-
-    monkeypatch.setattr(loop, "_step", step_or_die)
-    with pytest.raises(Killed):
-        train(recipe, orders_data, bases["tied"], tmp_path / "killed")
-    monkeypatch.setattr(loop, "_step", real_step)
-    train(recipe, orders_data, bases["tied"], tmp_path / "killed")
+    train_killed_once(recipe, orders_data, bases["tied"], tmp_path / "killed", monkeypatch)
     [once], [twice] = (sorted((tmp_path / side / "model").glob("*.safetensors")) for side in ("straight", "killed"))
     assert once.read_bytes() == twice.read_bytes()

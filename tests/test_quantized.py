@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from killed import train_killed_once
 from test_adapt import ALL, conversations, gap, gradients, make_recipe
 from test_fused import LINEAR, in_full, unfused
 from test_fused import run as run_layers
@@ -35,8 +36,7 @@ from luthier.release.export import export
 from luthier.saved import load_adapted, save_adapted
 from luthier.settings import Quantize, Recipe
 from luthier.tiny import write_tiny_model
-from luthier.train import loop, train
-from luthier.train.loop import Progress
+from luthier.train import train
 from luthier.train.optim import AdamW8bit, make_optimizer
 
 CPU = torch.device("cpu")
@@ -269,11 +269,12 @@ def test_one_dense_weight_lives_at_a_time(base: Base, monkeypatch: pytest.Monkey
     assert n_fused == 14 + 11 and len(made) == 2 * n_fused  # nothing below the first queries, keys and values learns
 
 
+def test_what_stays_whole_is_counted() -> None:
+    model = nn.Sequential(quantized.QuantizedLinear(torch.randn(4, 64), None, "8bit"), nn.Linear(3, 5))
+    assert quantized.in_few_bits(model) == "1 of 2 linear layers are held in few bits"
+
+
 # -- training, saving, releasing --------------------------------------------------------------------------
-
-
-class Killed(Exception):
-    """Stands for a kill: nothing is saved on the way out."""
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -308,18 +309,7 @@ def test_it_learns_and_a_killed_run_goes_on_to_the_same_bits(
     assert straight.checks[-1].nll < straight.checks[0].nll
     if recipe.model.quantize:
         assert straight.n_parameters == straight.n_trainable + n_weights(load_model(wide, CPU))
-    real_step = loop._step
-
-    def step_or_die(*args: Any) -> Progress | None:
-        if next(a for a in args if isinstance(a, Progress)).step == 2:
-            raise Killed
-        return real_step(*args)
-
-    monkeypatch.setattr(loop, "_step", step_or_die)
-    with pytest.raises(Killed):
-        train(recipe, data, wide, tmp_path / "killed")
-    monkeypatch.setattr(loop, "_step", real_step)
-    train(recipe, data, wide, tmp_path / "killed")
+    train_killed_once(recipe, data, wide, tmp_path / "killed", monkeypatch)
     once, twice = (
         [p.read_bytes() for p in sorted((tmp_path / run / "model").glob("*.safetensors"))]
         for run in ("straight", "killed")

@@ -168,7 +168,7 @@ class _TreeAttention(torch.autograd.Function):
         kv_heads, n, groups, size = query.shape
         queries, out = query.view(kv_heads, n * groups, size), torch.zeros_like(query)
         outs, lse = out.view_as(queries), query.new_empty(kv_heads, n, groups)
-        room = query.new_empty(kv_heads * groups * max(_n_pairs(tile) for tile in plan.tiles))
+        room = query.new_empty(kv_heads * groups * max(n_pairs(tile) for tile in plan.tiles))
         for tile in plan.tiles:
             scores = [_scores(room, b, queries, key, scaling, groups) for b in tile]
             table = torch.tensor([(b.first, b.last, b.key, b.n_keys, kv_heads * groups * b.offset) for b in tile])
@@ -205,7 +205,8 @@ class _TreeAttention(torch.autograd.Function):
         return d_query.view_as(query), d_key, d_value, None, None
 
 
-def _n_pairs(tile: tuple[_Block, ...]) -> int:
+def n_pairs(tile: tuple[_Block, ...]) -> int:
+    """Of a query and a key that a tile's blocks compute, for each query head."""
     return sum(b.n_pairs for b in tile)
 
 

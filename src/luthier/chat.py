@@ -139,8 +139,7 @@ class _Speaker:
         encoder = Encoder(load_tokenizer(base), context_tokens(base))
         turns = [Message(role="user", content="a"), Message(role="assistant", content="b")]
         example = encoder(make_conversation(turns, ""))
-        end = example.ids[max(t for t, learned in enumerate(example.learn) if learned)]
-        ends = frozenset({encoder.tokenizer.eos_token_id, end})
+        ends = frozenset({encoder.tokenizer.eos_token_id, example.ids[example.last_learned]})
         return cls(Decoder(load_model(base)), encoder, ends, encoder.max_tokens)
 
     def prompt(self, messages: Sequence[Message], n_new: int) -> list[int]:

@@ -20,8 +20,10 @@ from luthier import __version__, interrupts, machine
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
+    from luthier.models import Base
     from luthier.progress import Reporter
-    from luthier.records import Stage
+    from luthier.records import AdviceReport, Stage
+    from luthier.settings import Recipe
 
 app = typer.Typer(
     name="luthier",
@@ -142,10 +144,11 @@ def check(
         print(json.dumps({"audit": audit.model_dump(mode="json"), "steps": show.n_steps(recipe, audit)}))
 
 
-def _advisor() -> Any:
+def _choose(recipe: Recipe, run: Path, base: Base, out: Path, workspace: Path, report: Reporter) -> AdviceReport:
+    """The advisor, which imports torch only where it is asked: a mistake in a recipe is told at once."""
     from luthier.tune.advise import choose
 
-    return choose
+    return choose(recipe, run, base, out, workspace, report)
 
 
 def _until(stage: Stage, doc: str) -> None:
@@ -167,7 +170,7 @@ def _until(stage: Stage, doc: str) -> None:
             workspace=workspace,
             until=stage,
             report=_reporter(quiet),
-            advisor=_advisor(),
+            advisor=_choose,
         )
         print(json.dumps({"run": str(run.folder), "stage": stage}) if as_json else f"{stage}: {run.folder / stage}")
 
@@ -200,7 +203,7 @@ def run(
         overrides=_minutes(settings, max_minutes),
         workspace=workspace,
         report=_reporter(quiet),
-        advisor=_advisor(),
+        advisor=_choose,
     )
     assert done.verdict is not None
     if as_json:
@@ -283,7 +286,7 @@ def advise(
         workspace=workspace,
         until="advise",
         report=_reporter(quiet),
-        advisor=_advisor(),
+        advisor=_choose,
     )
     report = AdviceReport.read(run.folder / "advise" / "advice.json")
     if as_json:

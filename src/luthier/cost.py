@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from luthier.adapt import adapt, trainable
-from luthier.attention import TreePlan
+from luthier.attention import TreePlan, n_pairs
 from luthier.batch import Batch, make_batch
 from luthier.decoder import CANNOT_RUN, Decoder, probe_rows
 from luthier.encode import Encoded
@@ -36,8 +36,6 @@ from luthier.models import Base, held_in, multiplied_in, pick_device, pick_dtype
 from luthier.settings import Adapt, Lora, Precision
 
 META = torch.device("meta")
-MOMENT_BYTES = 8
-"""AdamW's two moments of a learned weight, in float32."""
 UPDATE_PASSES = 10
 """How often an update reads or writes each learned weight, its gradient or a moment: seven for AdamW, three to clip."""
 HOLES = {True: 0.13, False: 0.46}
@@ -161,7 +159,7 @@ def _runs_row_by_row(decoder: Decoder) -> str | None:
     return None
 
 
-def step_cost(decoder: Decoder, batches: Sequence[Batch], step: Step, moment_bytes: int = MOMENT_BYTES) -> StepCost:
+def step_cost(decoder: Decoder, batches: Sequence[Batch], step: Step, moment_bytes: int = 8) -> StepCost:
     """Run one step of a decoder that is `on_shapes`; the last of several micro-batches should be the largest.
 
     What the decoder recomputes, or hooks of its parameters free early, is so in the figures. `moment_bytes`: of a
@@ -279,7 +277,7 @@ class _Body:
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, plan: TreePlan) -> Tensor:
         """Two products of all pairs forward; backward their scores again, and four gradients' worth."""
-        pairs = query.shape[0] * query.shape[2] * sum(_n_pairs(tile) for tile in plan.tiles)
+        pairs = query.shape[0] * query.shape[2] * sum(n_pairs(tile) for tile in plan.tiles)
         self.flops += (14 if query.requires_grad else 4) * pairs * query.shape[3]
         return _Attention.apply(query, key, value, plan)  # type: ignore[no-any-return]
 
@@ -290,7 +288,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: TreePlan) -> Tensor:
         kv_heads, n, groups, _ = query.shape
-        room = query.new_empty(kv_heads * groups * max(_n_pairs(tile) for tile in plan.tiles))
+        room = query.new_empty(kv_heads * groups * max(n_pairs(tile) for tile in plan.tiles))
         out, lse = torch.empty_like(query), query.new_empty(kv_heads, n, groups)
         attended = out.transpose(0, 1).contiguous()
         ctx.save_for_backward(query, key, value, attended, lse)
@@ -307,10 +305,6 @@ class _Attention(torch.autograd.Function):
         grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         del rooms
         return *grads, None
-
-
-def _n_pairs(tile: Sequence[Any]) -> int:
-    return sum(block.n_pairs for block in tile)
 
 
 def _n_bytes(model: nn.Module) -> int:
@@ -361,7 +355,7 @@ def measure_rates(
     plan = TreePlan.of(make_batch([Encoded(list(range(512)), [True] * 512, "", "")]).to(like.device))
     query = torch.randn(kv_heads, 512, groups, size, **made)
     key, value = torch.randn(2, kv_heads, 512, size, **made).unbind()
-    pairs = kv_heads * groups * sum(_n_pairs(tile) for tile in plan.tiles)
+    pairs = kv_heads * groups * sum(n_pairs(tile) for tile in plan.tiles)
 
     def best(work: Callable[[], object]) -> float:
         return min(seconds_of(work, like.device) for _ in range(TURNS))

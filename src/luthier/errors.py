@@ -86,6 +86,11 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     return f"allowed: {', '.join(allowed)}" if allowed else ""
 
 
+def extra(name: str) -> str:
+    """How to install what an extra of this package brings, as README tells it."""
+    return f"in Luthier's checkout: pip install -c constraints.txt '.[{name}]'"
+
+
 def printable(text: str, limit: int = 120, keep: str = "") -> str:
     """Text as it may be shown: control, bidirectional and escape characters made visible but for those of `keep`, cut
     at `limit`."""

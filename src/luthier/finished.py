@@ -99,7 +99,8 @@ def talk(folder: Path, *, base: bool = False) -> Callable[[str], str]:
     encoder = Encoder(tokenizer, new_tokens=found.new_tokens)
     example = next(read_conversations(folder / "prepare" / "train.jsonl"))
     history = [m for m in example.messages[:1] if m.role == "system"]
-    end_ids = {tokenizer.eos_token_id, encoder(example).ids[max(i for i, x in enumerate(encoder(example).learn) if x)]}
+    encoded = encoder(example)
+    end_ids = {tokenizer.eos_token_id, encoded.ids[encoded.last_learned]}
 
     def answer(question: str) -> str:
         history.append(Message(role="user", content=question))

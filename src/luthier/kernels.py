@@ -73,8 +73,10 @@ def library() -> ctypes.CDLL | None:
 
 
 def missing(device: torch.device) -> str:
-    """Why a device goes without the library that it could have, in words; empty where nothing is missing."""
-    return "" if device.type != "cpu" else _found()[1]
+    """Why a device goes without the kernels that it could have, in words; empty where nothing is missing."""
+    if device.type == "cuda":
+        return "" if _triton() else "Triton is not installed, or not wanted"
+    return _found()[1] if device.type == "cpu" else ""
 
 
 @cache

@@ -267,10 +267,9 @@ def context_tokens(base: Base) -> int | None:
     from transformers import AutoConfig
 
     with quiet_transformers(), _blaming(base.name):
-        config = AutoConfig.from_pretrained(
-            base.folder
-        ).get_text_config()  # which knows that GPT-2 calls it n_positions
-    return getattr(config, "max_position_embeddings", None)
+        config = AutoConfig.from_pretrained(base.folder)
+    text = config.get_text_config()  # which knows that GPT-2 calls it n_positions
+    return getattr(text, "max_position_embeddings", None)
 
 
 def name_of_layers(body: Any) -> str | None:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.errors import ModelError
+from luthier.errors import ModelError, extra
 from luthier.settings import Quantize
 
 BLOCK = 64
@@ -85,6 +85,12 @@ def n_weights(model: nn.Module) -> int:
     """How many there are, those in few bits among them."""
     few = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
     return sum(p.numel() for p in model.parameters()) + sum(m.in_features * m.out_features for m in few)
+
+
+def in_few_bits(model: nn.Module) -> str:
+    """How many of its linear layers are, in words: the others are output embeddings, or have no whole blocks."""
+    linear = [type(m) for m in model.modules() if isinstance(m, nn.Linear)]
+    return f"{linear.count(QuantizedLinear)} of {len(linear)} linear layers are held in few bits"
 
 
 # -- forms -----------------------------------------------------------------------------------------------
@@ -197,7 +203,7 @@ def check_bitsandbytes() -> None:
     """Raises ModelError LU-M002 where it is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         found = "need bitsandbytes, which is not installed"
-        advice = "in Luthier's checkout: pip install -c constraints.txt '.[quantized]'"
+        advice = extra("quantized")
         raise ModelError.of("LU-M002", "model.quantize: 4bit and train.optimizer: adamw_8bit", found, advice)
 
 

@@ -68,7 +68,7 @@ class Scorer:
 
 def _what_is_scored(encoded: Encoded) -> bytes:
     """A hash of the tokens up to the last learned one, and of which of them are learned."""
-    stop = _last_learned(encoded) + 1
+    stop = encoded.last_learned + 1
     return hashlib.sha256(json.dumps([encoded.ids[:stop], encoded.learn[:stop]]).encode()).digest()
 
 
@@ -178,14 +178,14 @@ def _choices(encoder: Encoder, items: Sequence[Item]) -> list[list[Encoded]]:
         if isinstance(choice, Text):
             return encoder.continuation(choice.before, choice.scored, item.conversation.source)
         encoded = next(chats)
-        stop = _last_learned(encoded) + 1
+        stop = encoded.last_learned + 1
         return replace(encoded, ids=encoded.ids[:stop], learn=encoded.learn[:stop])
 
     return [[scored(choice, item) for choice in item.choices.values()] for item in items]
 
 
 def _end_ids(encoder: Encoder, tests: Sequence[Conversation]) -> set[int]:
-    return {encoder.tokenizer.eos_token_id} | {e.ids[_last_learned(e)] for e in encoder.all(tests)}
+    return {encoder.tokenizer.eos_token_id} | {e.ids[e.last_learned] for e in encoder.all(tests)}
 
 
 def dump_samples(samples: Sequence[Sample], of: str) -> bytes:
@@ -214,10 +214,6 @@ def load_answers(name: str, path: Path, cluster_by: str | None) -> Answers:
     if cluster_by is not None:
         taken[TEST] = [replace(s, cluster=str(s.tags.get(cluster_by, s.cluster))) for s in taken[TEST]]
     return Answers(name, taken.pop(TEST), taken)
-
-
-def _last_learned(encoded: Encoded) -> int:
-    return max(t for t, learned in enumerate(encoded.learn) if learned)
 
 
 def sample_of(item: Item, *, n_tokens: int, nats: float, answer: Answer, choices: Mapping[str, float] | None) -> Sample:

@@ -21,7 +21,7 @@ from luthier.joined import adapter_in, add, join, read_adapter
 from luthier.machine import keeping_freed_memory
 from luthier.models import Base, held_in, load_model, load_tokenizer, multiplied_in
 from luthier.progress import Quiet, Reporter
-from luthier.quantized import n_weights
+from luthier.quantized import in_few_bits, n_weights
 from luthier.records import Check, Given, TrainReport
 from luthier.saved import is_adapter, save_adapted
 from luthier.settings import AdaLora, GivenAdapter, Lora, Recipe, located
@@ -54,6 +54,8 @@ def train(
     given = [read_adapter(adapter_in(located(g.path, folder)), base, g.weight) for g in recipe.model.adapters]
     described = [_described(g, folder) for g in recipe.model.adapters]  # now: they may change while it trains
     start = load_model(base, dtype=held_in(settings.precision), quantize=recipe.model.quantize)
+    if recipe.model.quantize:
+        report.say(in_few_bits(start))
     model = adapt(add(start, given) if given else start, recipe.model.adapt, base, recipe.seed)
     decoder = Decoder(model, multiplied_in(settings.precision))
     data = read_data(recipe, prepared, tokenizer, share=decoder.shares)

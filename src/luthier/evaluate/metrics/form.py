@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import EvaluationError
+from luthier.errors import EvaluationError, extra
 from luthier.evaluate.metrics.text import script, words
 from luthier.metric import MeanMetric, Metric, Sample, lower_is_better
 from luthier.settings import located
@@ -83,7 +83,7 @@ def _validator(schema: Any) -> Any:
         from jsonschema_specifications import REGISTRY
     except ImportError:
         found = "needs the package jsonschema, which is not installed"
-        advice = "in Luthier's checkout: pip install -c constraints.txt '.[schema]'"
+        advice = extra("schema")
         raise EvaluationError.of("LU-E013", "metric 'json_schema'", found, advice) from None
 
     if not isinstance(schema, dict):

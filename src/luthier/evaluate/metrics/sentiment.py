@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from luthier.errors import EvaluationError
+from luthier.errors import EvaluationError, extra
 from luthier.metric import MeanMetric, Metric, Sample
 
 
@@ -32,6 +32,6 @@ def _lexicon() -> Any:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError:
         found = "needs the package vaderSentiment, which is not installed"
-        advice = "in Luthier's checkout: pip install -c constraints.txt '.[sentiment]'"
+        advice = extra("sentiment")
         raise EvaluationError.of("LU-E016", "metric 'sentiment'", found, advice) from None
     return SentimentIntensityAnalyzer()

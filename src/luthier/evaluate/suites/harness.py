@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.conversation import Message, make_conversation
-from luthier.errors import DataError, first_line
+from luthier.errors import DataError, extra, first_line
 from luthier.evaluate.suites.suite import Item, Suite, Text, form_metrics
 from luthier.settings import SuiteUse, located
 
@@ -26,11 +26,7 @@ def from_task(use: SuiteUse, folder: Path, seed: int) -> Suite:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError:
-        found, advice = (
-            "lm-evaluation-harness is not installed",
-            "in Luthier's checkout: pip install -c constraints.txt '.[harness]'",
-        )
-        raise DataError.of("LU-D073", where, found, advice) from None
+        raise DataError.of("LU-D073", where, "lm-evaluation-harness is not installed", extra("harness")) from None
     try:
         manager = TaskManager(include_path=str(located(use.path, folder)) if use.path else None)
         task: Any = manager.load(use.task)["tasks"][use.task]
