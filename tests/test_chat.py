@@ -336,6 +336,7 @@ def test_an_interrupt_does_not_wait_for_the_rest(serve: Any) -> None:
             os.kill(os.getpid(), signal.SIGINT)
             wait_s = 5.0
 
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     presses = threading.Thread(target=press)
     presses.start()
     try:
@@ -344,6 +345,7 @@ def test_an_interrupt_does_not_wait_for_the_rest(serve: Any) -> None:
     finally:
         raised.set()
         presses.join()
+        signal.signal(signal.SIGINT, handler)
     while threading.active_count() > before + 1:
         time.sleep(0.01)
     assert len(server.asked) <= 4, "what had not begun was not asked"
