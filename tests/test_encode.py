@@ -501,7 +501,10 @@ def test_a_template_that_never_ends_the_turn_is_refused(tiny: Path) -> None:
 
 def test_a_template_that_ends_only_the_conversation_is_refused(tiny: Path) -> None:
     """The first answer's end would be that of the whole, and the user's words between them would be learned."""
-    template = "{% for m in messages %}{{ m['role'] + ':\n' + m['content'] + '\n' }}{% endfor %}{{ '<|im_end|>' }}"
+    template = (
+        "{% for m in messages %}{{ m['role'] + ':\n' + m['content'] + '\n' }}{% endfor %}"
+        "{{ 'assistant:\n' if add_generation_prompt else '<|im_end|>' }}"
+    )
     encoder = encoder_with(tiny, template)
     assert [r.strip() for r in learned_runs(encoder.tokenizer, encoder(chat("hi", "yes")))] == ["yes\n<|im_end|>"]
     assert refused(encoder, chat("hi", "yes", "and", "no")) == ("LU-D050", "data.jsonl:7")

@@ -302,7 +302,7 @@ def test_the_whole_life_with_new_tokens(tiny: Path, tmp_path: Path) -> None:
     run = lifecycle.run(tmp_path / "recipe.yaml", workspace=tmp_path / "runs", report=said)
     audit = AuditReport.read(run.folder / "prepare" / "audit.json")
     assert "rows that hold the new token <order>: 36 train, 6 validation, 18 test" in audit.notes
-    assert audit.counts["LU-D041"] == 1
+    assert audit.counts["LU-D107"] == 1
     evaluation = EvalReport.read(run.folder / "evaluate" / "evaluation.json")
     assert any("without the 3 new tokens" in note for note in evaluation.notes)
     base, tuned = (

@@ -178,10 +178,7 @@ def endpoint(
     settings = {"model": model, "temperature": 0, "seed": seed, "max_tokens": max_new_tokens}
 
     def chat(conversations: Sequence[Sequence[Message]]) -> list[Reply]:
-        bodies = [
-            {**settings, "messages": [{"role": m.role, "content": m.content} for m in messages]}
-            for messages in conversations
-        ]
+        bodies = [{**settings, "messages": [m.as_openai() for m in messages]} for messages in conversations]
         found = dict(post_all(to, "chat/completions", bodies, _read))
         replies = [found[number] for number in range(len(bodies))]
         return [Reply("", str(reply)) if isinstance(reply, Failed) else reply for reply in replies]

@@ -21,6 +21,14 @@ Side = Literal["train", "validation", "test"]
 SIDES: tuple[Side, ...] = ("train", "validation", "test")
 
 
+class ToolCall(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    arguments: dict[str, Any] = {}
+    id: str | None = None
+
+
 class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,10 +36,43 @@ class Message(BaseModel):
     content: str
     learn: bool | None = None
     """None: learned where the role is assistant or text."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What the assistant calls, beside or instead of a text."""
+    name: str | None = None
+    """Of the tool that answers."""
+    tool_call_id: str | None = None
 
     @property
     def learned(self) -> bool:
         return self.role in ("assistant", "text") if self.learn is None else self.learn
+
+    @property
+    def text(self) -> str:
+        """The content and, a line each, what is called: what messages are compared by."""
+        calls = [json.dumps({"name": c.name, "arguments": c.arguments}, ensure_ascii=False) for c in self.tool_calls]
+        return "\n".join([*([self.content] if self.content or not calls else ()), *calls])
+
+    def as_openai(self) -> dict[str, Any]:
+        """As the chat completions API writes it."""
+        calls = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
+            }
+            for call in self.tool_calls
+        ]
+        named = {key: value for key in ("name", "tool_call_id") if (value := getattr(self, key)) is not None}
+        return {"role": self.role, "content": self.content, **({"tool_calls": calls} if calls else {}), **named}
+
+
+class Tokens(BaseModel):
+    """A text as another tool tokenised it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ids: tuple[int, ...]
+    learn: tuple[bool, ...]
 
 
 class Conversation(BaseModel):
@@ -45,6 +86,14 @@ class Conversation(BaseModel):
     source: str
     """file:line"""
     tags: dict[str, Any] = {}
+    tools: tuple[dict[str, Any], ...] = ()
+    """The functions that the assistant may call, each as OpenAI's API describes one."""
+    rejected: tuple[Message, ...] = ()
+    """In a preference pair, the worse answer to the same prompt; `messages` end with the better one."""
+    rating: bool | None = None
+    """Whether people found the answer good; None: nobody said."""
+    tokens: Tokens | None = None
+    """Where the data are token ids: these, and one message that spells them."""
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -54,12 +103,12 @@ class Conversation(BaseModel):
     @property
     def answer(self) -> str:
         """The last message: the assistant's reference answer, or the plain text."""
-        return self.messages[-1].content
+        return self.messages[-1].text
 
     @property
     def prompt_text(self) -> str:
         """What was asked, without the system text: the basis of near-duplicate and leakage checks."""
-        return "\n".join(m.content for m in self.prompt if m.role != "system")
+        return "\n".join(m.text for m in self.prompt if m.role != "system")
 
     @property
     def asked_text(self) -> str:
@@ -68,19 +117,45 @@ class Conversation(BaseModel):
 
 
 def make_conversation(
-    messages: Iterable[Message], source: str, tags: dict[str, Any] | None = None, family: str | None = None
+    messages: Iterable[Message],
+    source: str,
+    tags: dict[str, Any] | None = None,
+    family: str | None = None,
+    **more: Any,
 ) -> Conversation:
-    """A conversation with the id of its content; its own family unless one is given."""
-    messages = tuple(messages)
-    content = json.dumps([m.model_dump() for m in messages], ensure_ascii=False, sort_keys=True)
-    key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return Conversation(id=key, messages=messages, family=family or key, source=source, tags=tags or {})
+    """A conversation with the id of its content; its own family unless one is given. `more`: its other fields."""
+    draft = Conversation(id="", messages=tuple(messages), family="", source=source, tags=tags or {}, **more)
+    said: list[Any] = [m.model_dump(exclude_defaults=True) | {"learn": m.learn} for m in draft.messages]
+    beside = draft.model_dump(exclude_defaults=True, include={"tools", "rejected", "rating", "tokens"})
+    text = json.dumps([*said, beside] if beside else said, ensure_ascii=False, sort_keys=True)
+    key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return draft.model_copy(update={"id": key, "family": family or key})
+
+
+def by_answer(conversation: Conversation) -> list[Conversation]:
+    """One for each answer that is learned, which is all that is learned of it; of one family."""
+    learned = [i for i, m in enumerate(conversation.messages) if m.learned and m.role == "assistant"]
+    parts = []
+    for i in learned:
+        before = [m.model_copy(update={"learn": False}) if m.learned else m for m in conversation.messages[:i]]
+        parts.append(
+            make_conversation(
+                [*before, conversation.messages[i]],
+                conversation.source,
+                conversation.tags,
+                conversation.family,
+                tools=conversation.tools,
+                rejected=conversation.rejected if i == learned[-1] else (),
+                rating=conversation.rating,
+            )
+        )
+    return parts
 
 
 def write_conversations(path: Path, conversations: Iterable[Conversation]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as out:
         for conversation in conversations:
-            out.write(conversation.model_dump_json() + "\n")
+            out.write(conversation.model_dump_json(exclude_defaults=True) + "\n")
 
 
 def read_conversations(path: Path) -> Iterator[Conversation]:

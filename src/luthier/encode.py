@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import re
+import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,17 +28,17 @@ from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache, partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from luthier.conversation import Conversation, Message
-from luthier.errors import DataError, ModelError, printable
+from luthier.conversation import Tokens as GivenTokens
+from luthier.errors import DataError, ModelError
+from luthier.guard import CLOSE, GUARD, OPEN, any_of
 from luthier.machine import versions
+from luthier.template import Fail, Template
 
-Fail = Callable[..., DataError]
-
-# Private-use code points: absent from real text; a row that holds them is refused (LU-D052).
-GUARD, OPEN, CLOSE = "\uf8f0", "\uf8f1", "\uf8f2"
+CODE = ("encode", "template", "guard", "conversation")
+"""The modules that decide what a conversation becomes."""
 GROUP = 256
 """Conversations that are tokenised in one call."""
 
@@ -101,13 +101,14 @@ class Encoder:
         self._all = {name for name in added if name.replace("▁", " ").strip() and name not in new_tokens}
         self._special = {name for name in self._all if added[name][1]}
         self._private = {name: f"{OPEN}{i}{CLOSE}" if name in self._all else name for i, name in enumerate(added)}
-        self._guard_all, self._guard_special = _Guard.against(self._all), _Guard.against(self._special)
-        self._added_pattern = _any_of(self._all)
-        self._added_or_guard = _any_of({*self._all, GUARD})
+        self._template = Template(tokenizer, self._all, self._special)
+        self._added_or_guard = any_of({*self._all, GUARD})
         self._twin, self._to_real = _twin(backend, self._private, {n: id_ for n, (id_, _) in added.items()})
 
     def __call__(self, conversation: Conversation) -> Encoded:
-        """Raises DataError with one of LU-D046, LU-D047, LU-D050, LU-D052, LU-D054, LU-D055."""
+        """Raises DataError with one of LU-D046, LU-D047, LU-D050, LU-D052, LU-D054 to LU-D057."""
+        if conversation.tokens:
+            return self._checked(conversation, _given(conversation.tokens))
         text = self._text(conversation)
         return self._checked(conversation, self._tokens(text, self._twin.encode(text.named, add_special_tokens=False)))
 
@@ -139,7 +140,8 @@ class Encoder:
         self, group: Sequence[Conversation], beside: ThreadPoolExecutor
     ) -> Callable[[], Iterator[Encoded | DataError]]:
         """Render a group and give it to the tokenizer; what is returned waits for it."""
-        known = self.memory.find([c.id for c in group]) if self.memory else {}
+        known = dict(self.memory.find([c.id for c in group])) if self.memory else {}
+        known |= {c.id: _given(c.tokens) for c in group if c.tokens}
         texts = [self._text_or_error(c) for c in group if c.id not in known]
         named = [text.named for text in texts if isinstance(text, _Text)]
         tokenised: Future[list[Any]] = beside.submit(self._twin.encode_batch, named, add_special_tokens=False)
@@ -172,9 +174,12 @@ class Encoder:
         return encoded
 
     def _checked(self, conversation: Conversation, tokens: Tokens) -> Encoded:
-        """Raises DataError LU-D046, LU-D047."""
+        """Raises DataError LU-D046, LU-D047, LU-D057."""
         fail: Fail = partial(DataError.of, where=conversation.source)
         encoded = Encoded(*tokens, conversation.id, conversation.source)
+        if conversation.tokens and not all(0 <= id_ < len(self.tokenizer) for id_ in encoded.ids):
+            found = f"holds token ids beyond the {len(self.tokenizer)} of the base model's tokenizer"
+            raise fail("LU-D057", found=found, advice="tokenise with this base's tokenizer, or give the text")
         if self.max_tokens and len(encoded.ids) > self.max_tokens:
             raise fail(
                 "LU-D046",
@@ -189,6 +194,16 @@ class Encoder:
             )
         return encoded
 
+    def spelled(self, conversation: Conversation) -> Conversation:
+        """A conversation of token ids with the text that they stand for, where the tokenizer knows them all."""
+        assert conversation.tokens
+        ids = conversation.tokens.ids
+        if any(not 0 <= id_ < len(self.tokenizer) for id_ in ids):
+            return conversation  # which is refused when it is encoded
+        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        message = conversation.messages[0].model_copy(update={"content": text})
+        return conversation.model_copy(update={"messages": (message,)})
+
     def fingerprint(self) -> str:
         """A hash of all that decides what a conversation becomes, but `max_tokens`, which changes no token.
 
@@ -201,18 +216,18 @@ class Encoder:
             tokenizer.special_tokens_map,
             tokenizer.eos_token_id,
             tokenizer("")["input_ids"],
-            [guard.whole.pattern for guard in (self._guard_all, self._guard_special)],
+            self._template.guards,
             versions(("luthier", "tokenizers", "transformers", "jinja2")),
-            Path(__file__).read_text(encoding="utf-8") + inspect.getsource(Message),
+            [inspect.getsource(sys.modules[f"luthier.{name}"]) for name in CODE],
             date.today().isoformat() if "strftime_now" in json.dumps(template) else "",
         ]
         return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
+    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """Ids (T,) after which the model writes the assistant's next message. Raises DataError LU-D052, LU-D054."""
         fail: Fail = partial(DataError.of, where="prompt")
-        _refuse_private((m.content for m in messages), fail)
-        text = self._render(self._guarded(messages), True, fail)
+        _refuse_private(_texts(messages, tools), fail)
+        text = self._template.prompt(messages, tools, fail)
         named, _ = self._named(text, bytes(len(text)))
         return self._ids(self._twin.encode(named, add_special_tokens=False))
 
@@ -234,101 +249,15 @@ class Encoder:
         ids = [*opening, *whole]
         return Encoded(ids, [t >= n_given for t in range(len(ids))], f"{before}{text}", source)
 
-    # -- rendering -------------------------------------------------------------------------------------
-
     def _text(self, conversation: Conversation) -> _Text:
-        """Raises DataError LU-D050, LU-D052, LU-D054, LU-D055."""
+        """Raises DataError LU-D050, LU-D052, LU-D054 to LU-D056."""
         fail: Fail = partial(DataError.of, where=conversation.source)
-        _refuse_private((m.content for m in conversation.messages), fail)
+        _refuse_private(_texts(conversation.messages, conversation.tools), fail)
         if conversation.messages[0].role != "text":
-            return self._named(*self._render_with_mask(conversation, fail))
+            return self._named(*self._template.learned(conversation, fail))
         if self.tokenizer.eos_token_id is None:
             raise fail("LU-D050", found="the tokenizer has no end token", advice="the model would never learn to stop")
         return _Text(conversation.answer, None)
-
-    def _render_with_mask(self, conversation: Conversation, fail: Fail) -> tuple[str, bytes]:
-        """The guarded rendering and, per character, whether it is learned."""
-        messages = self._guarded(conversation.messages)
-        text = self._render(messages, False, fail)
-        self._check_turns(messages, text, fail)
-        learned = bytearray(len(text))
-        for i, message in enumerate(conversation.messages):
-            if message.learned:
-                start, stop = self._span(messages, i, text, fail)
-                learned[start:stop] = b"\1" * (stop - start)
-        return text, bytes(learned)
-
-    def _guarded(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        return [
-            {
-                "role": m.role,
-                "content": (self._guard_special if m.role == "assistant" else self._guard_all)(m.content),
-            }
-            for m in messages
-        ]
-
-    def _render(self, messages: list[dict[str, str]], generation_prompt: bool, fail: Fail) -> str:
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise fail(
-                "LU-D054",
-                found="the base model's tokenizer has no chat template",
-                advice="use an instruction-tuned base, or data with a `text` column",
-            )
-        try:
-            rendered: str = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation_prompt
-            )
-        except Exception as error:  # a template may raise anything
-            raise fail(
-                "LU-D054", found=f"the chat template refuses this conversation: {printable(str(error))}"
-            ) from None
-        return rendered
-
-    def _check_turns(self, messages: list[dict[str, str]], text: str, fail: Fail) -> None:
-        """Every message must stand in the rendering, in order; system texts stand in the last user turn of some."""
-        place = 0
-        for i, message in enumerate(messages):
-            system = message["role"] == "system"
-            found = text.find(message["content"].strip(), 0 if system else place)
-            if found < 0:
-                raise fail(
-                    "LU-D055",
-                    found=f"the chat template drops or rewrites message {i} ({message['role']})",
-                    advice="use a base whose template takes this role",
-                )
-            if not system:
-                place = found + len(message["content"].strip())
-
-    def _span(self, messages: list[dict[str, str]], i: int, text: str, fail: Fail) -> tuple[int, int]:
-        """Where message i and the token that ends its turn stand in the rendering."""
-        asked = i > 0 and messages[i]["role"] == "assistant"
-        before = self._render(messages[:i], True, fail) if asked else ""
-        start = len(before)
-        if not before or not text.startswith(before):
-            # The template writes what came before differently once there is more (a system text in the last
-            # user turn, say): put a stand-in where the content was and see where it lands.
-            stand_in = f"{OPEN}here{CLOSE}"
-            other = self._render([*messages[:i], {**messages[i], "content": stand_in}, *messages[i + 1 :]], False, fail)
-            start = other.find(stand_in)
-            if start < 0 or not text.startswith(other[:start]):
-                raise fail(
-                    "LU-D055",
-                    found=f"cannot tell where the chat template puts message {i}",
-                    advice="use a base with a simpler template",
-                )
-            if asked:  # white space that the model itself must write
-                start -= max(_trailing_space(text[:start]) - _trailing_space(before), 0)
-        body = messages[i]["content"].strip()
-        content_stop = text.index(body, start) + len(body)
-        end = next((m for m in self._added_pattern.finditer(text, content_stop) if m.group() in self._special), None)
-        # Words before that token are, unless this turn is the last, those of the next one.
-        if end is None or (i + 1 < len(messages) and text[content_stop : end.start()].strip()):
-            raise fail(
-                "LU-D050",
-                found="the chat template ends the assistant's turn with no special token",
-                advice="the model would never learn to stop; use a base with a chat template that ends turns",
-            )
-        return start, end.end()
 
     # -- tokens ----------------------------------------------------------------------------------------
 
@@ -365,51 +294,21 @@ class Encoder:
         return [self._to_real.get(id_, id_) for id_ in encoding.ids]
 
 
+def _given(tokens: GivenTokens) -> Tokens:
+    return list(tokens.ids), list(tokens.learn)
+
+
+def _texts(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """All that a person or a model wrote."""
+    yield from (m.text for m in messages)
+    yield from (value for m in messages for value in (m.name, m.tool_call_id, *(c.id for c in m.tool_calls)) if value)
+    yield from (json.dumps(tool, ensure_ascii=False) for tool in tools)
+
+
 def _refuse_private(texts: Iterable[str], fail: Fail) -> None:
     """Who could write them could write any control token: they are how the twin names those."""
     if any(c in text for text in texts for c in (GUARD, OPEN, CLOSE)):
         raise fail("LU-D052", found="holds the private-use characters U+F8F0 to U+F8F2", advice="remove them")
-
-
-def _any_of(words: set[str]) -> re.Pattern[str]:
-    """Longest first: `<think>` must not hide `<think>x`."""
-    return re.compile("|".join(map(re.escape, sorted(words, key=lambda w: (-len(w), w)))) or r"(?!)")
-
-
-@dataclass(frozen=True, slots=True)
-class _Guard:
-    """Breaks every control string inside a text, and every piece of one at its edges.
-
-    A template that joins `<|im_` from one message with `end|>` from its own text would make a token.
-    """
-
-    whole: re.Pattern[str]
-    beginnings: frozenset[str]
-    ends: frozenset[str]
-    longest: int
-    joined: str
-
-    @classmethod
-    def against(cls, words: set[str]) -> _Guard:
-        cuts = [(w, n) for w in words for n in range(1, len(w))]
-        return cls(
-            _any_of(words),
-            frozenset(w[:n] for w, n in cuts),
-            frozenset(w[n:] for w, n in cuts),
-            max(map(len, words), default=0),
-            OPEN.join(words),
-        )
-
-    def __call__(self, content: str) -> str:
-        content = self.whole.sub(lambda m: m.group()[0] + GUARD + m.group()[1:], content)
-        body = content.strip()
-        lengths = range(1, min(self.longest, len(body) + 1))
-        inside = 0 < len(body) < self.longest and body in self.joined
-        if inside or any(body[-n:] in self.beginnings for n in lengths):
-            content = content.replace(body, body + GUARD, 1)
-        if any(body[:n] in self.ends for n in lengths):
-            content = content.replace(body, GUARD + body, 1)
-        return content
 
 
 def _twin(backend: Any, private: dict[str, str], ids: dict[str, int]) -> tuple[Any, dict[int, int]]:
@@ -436,7 +335,3 @@ def _twin_of(
     settings["truncation"] = settings["padding"] = None
     twin: Any = Tokenizer.from_str(json.dumps(settings))
     return twin, {twin.token_to_id(alias): ids[name] for name, alias in private.items()}
-
-
-def _trailing_space(text: str) -> int:
-    return len(text) - len(text.rstrip())

@@ -79,13 +79,21 @@ class Finding(Record):
 
 
 class Step(Record):
-    """One step of preparation: what went in, what came out, and why the rest did not."""
+    """One step of preparation: what went in, what came out, why the rest did not, and what was added."""
 
     name: str
     n_in: int
     n_out: int
     dropped: dict[str, int] = {}
-    """Reason -> count; n_in - n_out in total."""
+    """Reason -> count."""
+    made: dict[str, int] = {}
+    """Of what is new -> count; n_out is n_in less what was dropped and with what was made."""
+
+    @property
+    def changes(self) -> list[str]:
+        """What it did, in words; nothing where it left all as it was."""
+        dropped = [f"{n:,} {reason}" for reason, n in self.dropped.items()]
+        return dropped + [f"{n:,} more: {what}" for what, n in self.made.items()]
 
 
 class AuditReport(Record):

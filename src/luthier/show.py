@@ -163,11 +163,9 @@ def audit(report: AuditReport) -> None:
         f"[bold]{report.task}[/], format {report.format}, "
         + ", ".join(f"{side} {n}" for side, n in report.sides.items())
     )
-    table = Table("step", "in", "out", "dropped")
+    table = Table("step", "in", "out", "dropped or made")
     for step in report.steps:
-        table.add_row(
-            step.name, str(step.n_in), str(step.n_out), ", ".join(f"{k} {n}" for k, n in step.dropped.items())
-        )
+        table.add_row(step.name, str(step.n_in), str(step.n_out), "; ".join(step.changes))
     console.print(table)
     for finding in report.findings[:N_FINDINGS]:
         console.print(

@@ -29,7 +29,7 @@ class Words:
 def encode_words(conversation: Conversation, max_tokens: int = 10_000) -> Words:
     encoded = Words()
     for message in conversation.messages:
-        n = len(message.content.split())
+        n = len(message.text.split())
         encoded.ids += range(n)
         encoded.learn += [message.learned] * n
     if len(encoded.ids) > max_tokens:

@@ -47,7 +47,7 @@ BAD_ROWS: list[tuple[str, str, str | bytes]] = [
     ("LU-D030", ":messages[1].content", messages(("user", "hi"), ("assistant", " \n"))),
     ("LU-D031", ":messages[2]", messages(("user", "hi"), ("assistant", "ho"), ("user", "well?"))),
     ("LU-D032", ":messages[1]", messages(("user", "hi"), ("user", "ho"), ("assistant", "hum"))),
-    ("LU-D033", ":messages[0].role", messages(("human", "hi"), ("assistant", "ho"))),
+    ("LU-D033", ":messages[0].role", messages(("humane", "hi"), ("assistant", "ho"))),
     ("LU-D034", ":messages[1]", messages(("user", "hi"), ("system", "be kind"), ("assistant", "ho"))),
     (
         "LU-D035",

@@ -118,7 +118,7 @@ class Exam:
         self._tokenizer, self._max_new_tokens, self._tokens_at_once = encoder.tokenizer, max_new_tokens, tokens_at_once
         self._scored = encoder.all(i.conversation for i in suite.items) if suite.scored else []
         self._asked = [n for n, i in enumerate(suite.items) if suite.written and i.conversation.prompt]
-        self._prompts = [encoder.prompt(suite.items[n].conversation.prompt) for n in self._asked]
+        self._prompts = [encoder.prompt(c.prompt, c.tools) for c in (suite.items[n].conversation for n in self._asked)]
         self._choices = _choices(encoder, suite.items)
         self._drawing = drawing or Drawing()
         self._end_ids = _end_ids(encoder, tests) if self._asked else set()
@@ -222,12 +222,12 @@ def sample_of(item: Item, *, n_tokens: int, nats: float, answer: Answer, choices
     return Sample(
         id=f"{conversation.id} {conversation.source}",
         cluster=conversation.family,
-        prompt="\n".join(f"{m.role}: {m.content}" for m in conversation.prompt if m.role != "system"),
+        prompt="\n".join(f"{m.role}: {m.text}" for m in conversation.prompt if m.role != "system"),
         reference=conversation.answer,
         answer=answer.text,
         nats=nats,
         n_tokens=n_tokens,
-        n_bytes=sum(len(m.content.encode()) for m in conversation.messages if m.learned),
+        n_bytes=sum(len(m.text.encode()) for m in conversation.messages if m.learned),
         tags=conversation.tags,
         choices=choices,
         cut=answer.cut,

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from luthier.conversation import SIDES, Conversation, Side, write_conversations
+from luthier.conversation import SIDES, Conversation, Side, by_answer, write_conversations
 from luthier.errors import DataError, did_you_mean, printable
 from luthier.files import sha256_of
 from luthier.prepare.audit import Audit, open_audit
@@ -28,7 +28,8 @@ from luthier.settings import Data, Recipe, Source
 
 __all__ = ["derive", "prepare"]
 
-ROW_FAULTS = ("LU-D046", "LU-D047", "LU-D052")
+REWRITTEN = "LU-D055"
+ROW_FAULTS = ("LU-D046", "LU-D047", "LU-D052", "LU-D056", "LU-D057")
 """What the encoder may find wrong with a row; its other errors concern all rows."""
 
 
@@ -44,6 +45,9 @@ class Encoded(Protocol):
 class Encoder(Protocol):
     def many(self, conversations: Iterable[Conversation]) -> Iterator[Encoded | DataError]:
         """In their order; it may take in conversations ahead of those that it gives back."""
+
+    def spelled(self, conversation: Conversation) -> Conversation:
+        """Of token ids, with the text that they stand for."""
 
 
 def prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder) -> AuditReport:
@@ -63,8 +67,11 @@ def prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder) -> AuditR
         items = _read(files, shapes, data, encoder, audit)
     if tags:
         audit.notes.append(f"columns kept as tags, not shown to the model: {', '.join(map(printable, tags))}")
+    items = _liked(items, audit)
     items = _clean(items, format, data, audit)
     items = _split(items, recipe, audit)
+    if n := sum(bool(item.conversation.rejected) for item in items):
+        audit.notes.append(f"{n} preference pairs: the chosen answer is learned, the rejected one is kept beside it")
     notice(items, data.split.near_duplicate_similarity, recipe.model.new_tokens, audit)
     sides = {side: [item for item in items if item.side == side] for side in SIDES}
     for side, members in sides.items():
@@ -136,25 +143,30 @@ def _read(
 ) -> list[Item]:
     """The good rows of all files; the others go to the rejects."""
     items: list[Item] = []
-    n_read, faulty = 0, {"read": Counter[str](), "understand": Counter[str](), "encode": Counter[str]()}
-    for met in _encoded(_met(files, shapes, data), encoder):
+    n_read, n_more = 0, 0
+    faulty = {"read": Counter[str](), "understand": Counter[str](), "encode": Counter[str]()}
+    for met in _encoded(_met(files, shapes, data, encoder), encoder):
         if isinstance(met, Odd):
             audit.warn(*met.finding)
             continue
         n_read += 1
-        if isinstance(met, Item):
-            items.append(met)
-        else:
+        if isinstance(met, Faulty):
             faulty[met.stage][met.fault.code] += 1
             audit.reject(met.row, met.fault)
+        else:
+            items += met
+            n_more += len(met) - 1
     n = n_read
     for name, dropped in faulty.items():
-        audit.step(name, n, n := n - dropped.total(), dropped)
+        made = {"one row an answer": n_more} if name == "encode" else {}
+        audit.step(name, n, n := n - dropped.total() + sum(made.values()), dropped, made)
     audit.check_rejected(n_read, data.max_rejected_fraction)
     return items
 
 
-def _met(files: list[DataFile], shapes: dict[Settings, Shape], data: Data) -> Iterator[Understood | Faulty | Odd]:
+def _met(
+    files: list[DataFile], shapes: dict[Settings, Shape], data: Data, encoder: Encoder
+) -> Iterator[Understood | Faulty | Odd]:
     """All rows of all files, each after what was odd about it."""
     odd: list[Odd] = []
 
@@ -167,6 +179,8 @@ def _met(files: list[DataFile], shapes: dict[Settings, Shape], data: Data) -> It
             met = _understood(row, file, shape, data, warn)
             yield from odd
             odd.clear()
+            if isinstance(met, Understood) and met.conversation.tokens:
+                met = replace(met, conversation=encoder.spelled(met.conversation))
             yield met
     yield from odd
 
@@ -184,7 +198,7 @@ def _understood(row: Row, file: DataFile, shape: Shape, data: Data, warn: Warn) 
     return Understood(row, conversation, side)
 
 
-def _encoded(met: Iterable[Understood | Faulty | Odd], encoder: Encoder) -> Iterator[Item | Faulty | Odd]:
+def _encoded(met: Iterable[Understood | Faulty | Odd], encoder: Encoder) -> Iterator[Sequence[Item] | Faulty | Odd]:
     """What was met, in its order, with conversations encoded: the encoder is ahead, so what it has passed waits."""
     waiting: deque[Understood | Faulty | Odd] = deque()
 
@@ -197,8 +211,29 @@ def _encoded(met: Iterable[Understood | Faulty | Odd], encoder: Encoder) -> Iter
     for encoded in encoder.many(conversations()):
         while not isinstance(one := waiting.popleft(), Understood):
             yield one
-        yield _item(one, encoded)
+        yield _items(one, encoded, encoder)
     yield from waiting  # type: ignore[misc]  # no conversation is left
+
+
+def _items(met: Understood, encoded: Encoded | DataError, encoder: Encoder) -> Sequence[Item] | Faulty:
+    """The row, or one for each of its answers where the chat template writes an answer differently once it is an
+    earlier one (without its thinking, say). Raises DataError where what is wrong concerns all rows."""
+    if isinstance(encoded, DataError) and encoded.problems[0].code == REWRITTEN:
+        parts = by_answer(met.conversation)
+        alone = [(part, one) for part, one in zip(parts, encoder.many(parts), strict=True)]
+        found = [_item(part, met.side, one) for part, one in alone if not isinstance(one, DataError)]
+        if len(found) == len(parts) > 1:
+            return found
+    if not isinstance(encoded, DataError):
+        return [_item(met.conversation, met.side, encoded)]
+    problem = encoded.problems[0]
+    if problem.code not in ROW_FAULTS:
+        raise encoded
+    return Faulty(met.row, Fault(problem.code, "", problem.found, problem.advice), "encode")
+
+
+def _item(conversation: Conversation, side: Side | None, encoded: Encoded) -> Item:
+    return Item(conversation, side, len(encoded.ids), sum(encoded.learn))
 
 
 def _side_of(row: Row, file: DataFile, format: Format, by: str) -> Side | None:
@@ -223,16 +258,6 @@ def _in_family(conversation: Conversation, by: str) -> Conversation:
     return conversation.model_copy(update={"family": f"{by}={conversation.tags[by]}"})
 
 
-def _item(met: Understood, encoded: Encoded | DataError) -> Item | Faulty:
-    """Raises DataError where what is wrong concerns all rows."""
-    if not isinstance(encoded, DataError):
-        return Item(met.conversation, met.side, len(encoded.ids), sum(encoded.learn))
-    problem = encoded.problems[0]
-    if problem.code not in ROW_FAULTS:
-        raise encoded
-    return Faulty(met.row, Fault(problem.code, "", problem.found, problem.advice), "encode")
-
-
 def _tags(shapes: Iterable[Shape], data: Data) -> list[str]:
     """The columns that become tags. Raises DataError LU-D102 where the recipe names one that does not."""
     shapes = [shape for shape in shapes if shape.columns]
@@ -251,6 +276,15 @@ def _tags(shapes: Iterable[Shape], data: Data) -> list[str]:
             )
             raise DataError.of("LU-D102", where, found, did_you_mean(name, map(printable, tags)))
     return tags
+
+
+def _liked(items: list[Item], audit: Audit) -> list[Item]:
+    """Without the answers that people found bad: nobody should learn to write them."""
+    if all(item.conversation.rating is None for item in items):
+        return items
+    kept = [item for item in items if item.conversation.rating is not False]
+    audit.step("rated", len(items), len(kept), Counter({"rated bad": len(items) - len(kept)}))
+    return kept
 
 
 def _clean(items: list[Item], format: Format, data: Data, audit: Audit) -> list[Item]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -55,11 +55,20 @@ class Audit:
         entry = {"code": fault.code, "where": where, "found": fault.found, "raw": row.kept_raw()}
         self._rejects.write(json.dumps(entry) + "\n")  # ASCII: escaped bytes stay what they are
 
-    def step(self, name: str, n_in: int, n_out: int, dropped: Counter[str] | None = None) -> None:
-        dropped = +(dropped or Counter())
-        assert n_in - n_out == dropped.total(), f"step {name}: {n_in} in, {n_out} out, dropped {dropped}"
+    def step(
+        self,
+        name: str,
+        n_in: int,
+        n_out: int,
+        dropped: Mapping[str, int] | None = None,
+        made: Mapping[str, int] | None = None,
+    ) -> None:
+        dropped, made = +Counter(dropped or {}), +Counter(made or {})
+        counted = n_in - dropped.total() + made.total()
+        assert n_out == counted, f"step {name}: {n_in} in, {n_out} out, dropped {dropped}, made {made}"
         assert not self.steps or self.steps[-1].n_out == n_in, f"step {name} takes in what {self.steps[-1].name} gave"
-        self.steps.append(Step(name=name, n_in=n_in, n_out=n_out, dropped=dict(sorted(dropped.items()))))
+        counts = {"dropped": dict(sorted(dropped.items())), "made": dict(sorted(made.items()))}
+        self.steps.append(Step(name=name, n_in=n_in, n_out=n_out, **counts))
 
     def check_rejected(self, n_read: int, allowed: float) -> None:
         """Raise DataError LU-D110 (too many rows rejected), LU-D015 (all), LU-D048 (all: nothing to learn)."""

@@ -37,7 +37,7 @@ def _without_similar(
     conversations: list[Conversation], kept: list[int], similarity: float, labelled: bool
 ) -> list[int]:
     index = SimilarTexts(
-        ["\n".join(m.content for m in c.messages if m.role != "system") for c in conversations],
+        ["\n".join(m.text for m in c.messages if m.role != "system") for c in conversations],
         similarity,
         space=["\n".join([*_system(c), c.answer if labelled else ""]) for c in conversations],
     )
@@ -56,4 +56,4 @@ def _system(conversation: Conversation) -> list[str]:
 
 def exact_key(conversation: Conversation) -> tuple[tuple[str, str], ...]:
     """Equal for exact copies."""
-    return tuple((m.role, normalised(m.content)) for m in conversation.messages)
+    return tuple((m.role, normalised(m.text)) for m in conversation.messages)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.errors import DataError, Problem, did_you_mean, printable
+from luthier.prepare.chats import is_turn
 from luthier.prepare.formats import OPTIONAL, REQUIRED, Format, columns_of, is_template
 from luthier.records import Task
 from luthier.settings import Data
@@ -21,7 +22,9 @@ CONTEXTS = ("input", "context")
 """What an instruction may be about."""
 TEXTS = ("text", "sentence", "message", "content", "review", "comment", "body", "utterance", "tweet", "document")
 LABELS = ("label", "labels", "intent", "class", "sentiment", "category", "topic", "emotion", "spam")
-NOT_READ = {"chosen": "preference pairs", "image": "pictures", "images": "pictures"}
+CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
+RATINGS = ("rating", "label", "kto_tag", "desirable", "thumbs_up")
+NOT_READ = {"image": "pictures", "images": "pictures"}
 SAMPLE_ROWS = 1000
 """Of each file."""
 MAX_LABELS = 200
@@ -70,7 +73,7 @@ def task_of(format: Format, several_turns: bool) -> Task:
     """`several_turns`: whether any conversation has more than one answer."""
     if format.name == "classification":
         return "classification"
-    if format.name == "text":
+    if format.name in ("text", "tokens"):
         return "text"
     return "dialogue" if several_turns else "answer"
 
@@ -92,6 +95,12 @@ def _column(name: str, values: list[Any], n_rows: int) -> Column:
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, list) and value and is_turn(value[0]):
+        return "turns"
+    if is_turn(value):
+        return "turn"
+    if isinstance(value, list) and value and all(type(one) is int for one in value):
+        return "ids"
     return {str: "text", bool: "boolean", int: "number", float: "number", list: "list", dict: "object"}.get(
         type(value), type(value).__name__
     )
@@ -99,38 +108,75 @@ def _kind(value: Any) -> str:
 
 def _fitting(given: dict[str, str]) -> list[str]:
     """The formats that the given fields leave open, in order of precedence."""
-    named = given.keys() - set(OPTIONAL)
-    for name, required in REQUIRED.items():
-        if named and named <= set(required):
-            return [name] + (["text"] if named == {"text"} else [])
-    if unknown := named - {field for required in REQUIRED.values() for field in required}:
+    allowed = {name: {*REQUIRED[name], *OPTIONAL[name]} for name in REQUIRED}
+    if unknown := given.keys() - set[str]().union(*allowed.values()):
         field = sorted(unknown)[0]
-        advice = did_you_mean(field, {f for required in REQUIRED.values() for f in required} | set(OPTIONAL))
+        advice = did_you_mean(field, set[str]().union(*allowed.values()))
         raise DataError.of("LU-D102", f"data.fields.{printable(field)}", "no such field", advice)
-    if named:
+    fitting = [name for name in REQUIRED if given.keys() <= allowed[name]]
+    if not fitting:
         raise DataError.of(
-            "LU-D102", "data.fields", f"{', '.join(sorted(named))} do not belong to one format", str(REQUIRED)
+            "LU-D102", "data.fields", f"{', '.join(sorted(given))} do not belong to one format", str(REQUIRED)
         )
-    return list(REQUIRED)
+    # A column of true and false may be anything: who names fields names it, too, where rows are to go by it.
+    return [name for name in fitting if name != "rated" or not given or "rating" in given]
 
 
 def _find_messages(columns: Columns) -> dict[str, str] | None:
-    column = columns.get("messages")
-    return {"messages": "messages"} if column and column.kind == "list" and "chosen" not in columns else None
+    plain = columns.get("messages")
+    if plain and plain.kind == "list":  # the rows will say what is wrong with them
+        return {"messages": "messages"}
+    column = _first(columns, CHATS, "turns")
+    return {"messages": column, **_beside(columns, tools=("list", "text", "turns"))} if column else None
+
+
+def _find_preference(columns: Columns) -> dict[str, str] | None:
+    if "chosen" in columns and "rejected" in columns:
+        prompt = _first(columns, PROMPTS) or _first(columns, (*CHATS, "prompt"), "turns")
+        pair = {"chosen": "chosen", "rejected": "rejected"}
+        if not prompt and columns["chosen"].is_text:
+            return None  # nobody asked
+        return {**({"prompt": prompt} if prompt else {}), **pair, **_beside(columns, tools=("list", "text"))}
+    worse = next((name for name in ("rejected_response", "rejected_messages") if name in columns), None)
+    chat, answered = _first(columns, CHATS, "turns"), _first(columns, COMPLETIONS)
+    if worse and chat:
+        return {"chosen": chat, "rejected": worse}
+    asked = _first(columns, PROMPTS)
+    return {"prompt": asked, "chosen": answered, "rejected": worse} if worse and asked and answered else None
+
+
+def _find_rated(columns: Columns) -> dict[str, str] | None:
+    rating = next((name for name in RATINGS if name in columns and columns[name].kind == "boolean"), None)
+    return {**(_find_pair(columns) or {}), **({"rating": rating} if rating else {})}
+
+
+def _find_tokens(columns: Columns) -> dict[str, str] | None:
+    if "input_ids" not in columns or columns["input_ids"].kind != "ids":
+        return None
+    return {"input_ids": "input_ids", **_beside(columns, labels=("ids",), attention_mask=("ids",))}
 
 
 def _find_pair(columns: Columns) -> dict[str, str] | None:
     if NOT_READ.keys() & columns.keys():
         return None
+    beside = _beside(columns, history=("list", "turns"))
+    if all(name in columns and columns[name].kind in ("turns", "turn") for name in ("prompt", "completion")):
+        return {"prompt": "prompt", "completion": "completion"}
     asked = _first(columns, PROMPTS)
     answered = _first(columns, COMPLETIONS)
     if not asked or not answered:
         return None
     context = _first(columns, CONTEXTS) if asked == "instruction" else None
     if context is None:
-        return {"prompt": asked, "completion": answered}
+        return {"prompt": asked, "completion": answered, **beside}
     mark = "" if columns[context].everywhere else "?"
-    return {"prompt": f"{{instruction}}\n\n{{{context}{mark}}}", "completion": answered}
+    return {"prompt": f"{{instruction}}\n\n{{{context}{mark}}}", "completion": answered, **beside}
+
+
+def _beside(columns: Columns, **kinds: tuple[str, ...]) -> dict[str, str]:
+    """The optional fields that have a column of their own name and kind; a system text is one everywhere."""
+    kinds = {"system": ("text",), **kinds}
+    return {name: name for name, fits in kinds.items() if name in columns and columns[name].kind in fits}
 
 
 def _find_classes(columns: Columns) -> dict[str, str] | None:
@@ -151,21 +197,35 @@ def _find_text(columns: Columns) -> dict[str, str] | None:
     return {"text": text} if text and not any(name in columns for name in others) else None
 
 
-def _first(columns: Columns, names: Sequence[str]) -> str | None:
-    """The first of the names that is a column of texts."""
-    return next((name for name in names if name in columns and columns[name].is_text), None)
+def _first(columns: Columns, names: Sequence[str], kind: str = "text") -> str | None:
+    """The first of the names that is a column of that kind."""
+    return next((name for name in names if name in columns and columns[name].kind == kind), None)
 
 
 FINDERS: dict[str, Callable[[Columns], dict[str, str] | None]] = {
     "messages": _find_messages,
+    "preference": _find_preference,
+    "rated": _find_rated,
     "prompt_completion": _find_pair,
     "classification": _find_classes,
     "text": _find_text,
+    "tokens": _find_tokens,
 }
+KINDS: dict[str, tuple[str, ...]] = {
+    "messages": ("list", "turns"),
+    "input_ids": ("ids",),
+    "labels": ("ids",),
+    "attention_mask": ("ids",),
+    "tools": ("list", "text", "turns"),
+    "history": ("list", "turns"),
+    "rating": ("boolean", "number"),
+    **dict.fromkeys(("prompt", "completion", "chosen", "rejected"), ("text", "turns", "turn")),
+}
+"""What a field's column may hold; all others hold texts."""
 
 
 def _check_fields(name: str, fields: dict[str, str], columns: Columns) -> None:
-    allowed = (*REQUIRED[name], *OPTIONAL)
+    allowed = (*REQUIRED[name], *OPTIONAL[name])
     for field, value in fields.items():
         if field not in allowed:
             raise DataError.of(
@@ -182,13 +242,11 @@ def _check_fields(name: str, fields: dict[str, str], columns: Columns) -> None:
                     f"no column is called '{printable(column)}'",
                     did_you_mean(column, map(printable, columns)),
                 )
-        one = columns.get(value)
-        expected = "list" if field == "messages" else "text"
-        if not is_template(value) and field != "split" and one and one.kind not in (expected, "null"):
-            advice = f"a template renders it: {field}: '{{{value}}}'" if expected == "text" else ""
-            raise DataError.of(
-                "LU-D102", f"data.fields.{field}", f"column '{value}' holds a {one.kind}, not a {expected}", advice
-            )
+        one, expected = columns.get(value), KINDS.get(field, ("text",))
+        if not is_template(value) and field != "split" and one and one.kind not in (*expected, "null"):
+            advice = f"a template renders it: {field}: '{{{value}}}'" if "text" in expected else ""
+            found = f"column '{value}' holds a {one.kind}, not a {' or '.join(expected)}"
+            raise DataError.of("LU-D102", f"data.fields.{field}", found, advice)
 
 
 def _undecided(columns: Columns, given: dict[str, str]) -> DataError:

@@ -9,23 +9,36 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Set
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
-from luthier.conversation import ROLES, Conversation, Message, make_conversation
+from luthier.conversation import Conversation, Message, Role, Tokens, make_conversation
 from luthier.errors import did_you_mean, printable
+from luthier.prepare.chats import LEARN, chat, is_turn, kind, tools_of
 from luthier.prepare.rows import Fault, Row, Warn
 
 REQUIRED = {
+    "preference": ("chosen", "rejected"),
     "messages": ("messages",),
+    "rated": ("prompt", "completion", "rating"),
     "prompt_completion": ("prompt", "completion"),
     "classification": ("text", "label"),
     "text": ("text",),
+    "tokens": ("input_ids",),
 }
-"""The fields that each format needs."""
-OPTIONAL = ("system", "split")
+"""The fields that each format needs; in this order they are looked for."""
+OPTIONAL = {
+    "messages": ("system", "tools", "split"),
+    "preference": ("prompt", "system", "tools", "split"),
+    "rated": ("system", "history", "split"),
+    "prompt_completion": ("system", "history", "split"),
+    "classification": ("system", "split"),
+    "text": ("split",),
+    "tokens": ("labels", "attention_mask", "split"),
+}
+"""The fields that it may have."""
 PLACEHOLDER = re.compile(r"\{([^{}?]+)(\??)\}")
 INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Control characters, escapes of terminals, and marks that turn the direction of text."""
@@ -54,31 +67,34 @@ class Format:
 
     def conversation(self, row: Row, known: Set[str], warn: Warn) -> Conversation:
         """The row's conversation; columns not in `known` are warned of. Raises Fault."""
-        messages = list(self._messages(row, warn))
+        made = MAKERS[self.name](self, row, warn)
+        messages = made.messages
         if system := self._system(row, messages):
-            messages.insert(0, Message(role="system", content=system))
-        if any(INVISIBLE.search(m.content) for m in messages):
-            shown = next(m[0] for message in messages if (m := INVISIBLE.search(message.content)))
-            warn(
-                "LU-D008",
-                row.where,
-                f"a character that cannot be seen: {printable(shown)}",
-                "it is kept; remove it if it is no text",
-            )
+            messages = [Message(role="system", content=system), *messages]
+        if shown := next((m[0] for one in messages if (m := INVISIBLE.search(one.content))), None):
+            found = f"a character that cannot be seen: {printable(shown)}"
+            warn("LU-D008", row.where, found, "it is kept; remove it if it is no text")
         for column in sorted(set(row.data) - known):
             warn("LU-D028", f"{row.where}:{column}", "a column that the first rows do not have", "it is kept as a tag")
         tags = {column: value for column, value in row.data.items() if column not in self.columns}
-        return make_conversation(messages, row.where, tags)
+        tools = tools_of(given, self.fields["tools"]) if (given := self._given(row, "tools")) else ()
+        return make_conversation(
+            messages, row.where, tags, tools=tools, rejected=made.rejected, rating=made.rating, tokens=made.tokens
+        )
 
-    def _messages(self, row: Row, warn: Warn) -> Iterator[Message]:
-        if self.name == "messages":
-            yield from _chat(_column(row.data, self.fields["messages"]), self.fields["messages"], row.where, warn)
-        elif self.name == "text":
-            yield Message(role="text", content=self._text(row, "text", "LU-D030"))
-        else:
-            asked, answered = REQUIRED[self.name]
-            yield Message(role="user", content=self._text(row, asked, "LU-D026"))
-            yield Message(role="assistant", content=self._text(row, answered, "LU-D030"))
+    def _given(self, row: Row, name: str) -> Any:
+        """The value of an optional field; None where the row has none."""
+        return row.data.get(self.fields[name]) if name in self.fields else None
+
+    def _turns(self, row: Row, name: str, role: Role, if_blank: str = "LU-D026") -> list[Any]:
+        """A field that holds a text, which `role` says, or a turn, or turns."""
+        field = self.fields[name]
+        value = None if is_template(field) else _column(row.data, field)
+        if isinstance(value, list):
+            return value
+        if is_turn(value):
+            return [value]
+        return [{"role": role, "content": self._text(row, name, if_blank)}]
 
     def _text(self, row: Row, name: str, if_blank: str) -> str:
         field = self.fields[name]
@@ -88,7 +104,7 @@ class Format:
             raise Fault(
                 "LU-D027",
                 place,
-                f"{_kind(text)} where a text is expected",
+                f"{kind(text)} where a text is expected",
                 f"a template renders it: {name}: '{{{field}}}'",
             )
         if not text.strip():
@@ -103,8 +119,124 @@ class Format:
         field = self.fields["system"]
         text = render(row.data, field) if is_template(field) else row.data.get(field)
         if text is not None and not isinstance(text, str):
-            raise Fault("LU-D027", field, f"{_kind(text)} where a text is expected")
+            raise Fault("LU-D027", field, f"{kind(text)} where a text is expected")
         return text if text and text.strip() else self.system
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a format makes of a row."""
+
+    messages: list[Message]
+    rejected: tuple[Message, ...] = ()
+    rating: bool | None = None
+    tokens: Tokens | None = None
+
+
+def _chat(format: Format, row: Row, warn: Warn) -> Made:
+    field = format.fields["messages"]
+    return Made(chat(_column(row.data, field), field, row.where, warn))
+
+
+def _asked_and_answered(format: Format, row: Row, warn: Warn) -> Made:
+    """What the prompt says is not learned, also where it holds answers; those of the history are."""
+    history = list(_history(format._given(row, "history"), format.fields.get("history", "")))
+    asked = _unlearned(format._turns(row, "prompt", "user"))
+    answered = format._turns(row, "completion", "assistant", "LU-D030")
+    return Made(chat([*history, *asked, *answered], format.fields["completion"], row.where, warn))
+
+
+def _rated(format: Format, row: Row, warn: Warn) -> Made:
+    field = format.fields["rating"]
+    rating = _column(row.data, field)
+    if not isinstance(rating, bool | int) or rating not in (0, 1):
+        raise Fault("LU-D042", field, f"the rating {printable(repr(rating))}", "a rating is true or false")
+    return replace(_asked_and_answered(format, row, warn), rating=bool(rating))
+
+
+def _preferred(format: Format, row: Row, warn: Warn) -> Made:
+    """Both answers may repeat the prompt, or be all that is there: what they share is then the prompt."""
+    fields = format.fields
+    chosen, rejected = (format._turns(row, name, "assistant", "LU-D030") for name in ("chosen", "rejected"))
+    if "prompt" in fields:
+        prompt = format._turns(row, "prompt", "user")
+        n = len(prompt)
+        chosen, rejected = (turns[n:] if turns[:n] == prompt else turns for turns in (chosen, rejected))
+    else:
+        others = rejected[:-1] if len(rejected) > 1 else chosen  # an answer alone belongs to the other one's prompt
+        n = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen[:-1], others, strict=False)))
+        prompt, chosen, rejected = chosen[:n], chosen[n:], rejected[n:] if len(rejected) > 1 else rejected
+    if not prompt:
+        raise Fault("LU-D025", fields.get("prompt", fields["chosen"]), "no prompt that both answers share", "add it")
+    if chosen == rejected:
+        raise Fault("LU-D041", fields["rejected"], "the chosen and the rejected answer are the same", "remove the row")
+    given = _unlearned(prompt)
+    better = chat([*given, *chosen], fields["chosen"], row.where, warn)
+    worse = chat([*given, *rejected], fields["rejected"], row.where, warn)
+    return Made(better, rejected=tuple(worse[len(better) - len(chosen) :]))
+
+
+def _labelled(format: Format, row: Row, warn: Warn) -> Made:
+    text, label = format._text(row, "text", "LU-D026"), format._text(row, "label", "LU-D030")
+    return Made([Message(role="user", content=text), Message(role="assistant", content=label)])
+
+
+def _plain(format: Format, row: Row, warn: Warn) -> Made:
+    return Made([Message(role="text", content=format._text(row, "text", "LU-D030"))])
+
+
+def _tokenised(format: Format, row: Row, warn: Warn) -> Made:
+    """Ids as another tool made them. A label of -100 is not learned; any other is the id itself, as everywhere."""
+    ids = _numbers(_column(row.data, format.fields["input_ids"]), format.fields["input_ids"])
+    learn = [True] * len(ids)
+    if (given := format._given(row, "labels")) is not None:
+        labels = _numbers(given, format.fields["labels"])
+        if len(labels) != len(ids) or any(label not in (id_, -100) for label, id_ in zip(labels, ids, strict=True)):
+            advice = "a label is the id at its own place, or -100"
+            raise Fault("LU-D111", format.fields["labels"], "labels that are not those of input_ids", advice)
+        learn = [label != -100 for label in labels]
+    if (mask := format._given(row, "attention_mask")) is not None and mask != [1] * len(ids):
+        raise Fault("LU-D111", format.fields["attention_mask"], "hides tokens", "leave padding out of input_ids")
+    text = " ".join(map(str, ids))
+    return Made([Message(role="text", content=text)], tokens=Tokens(ids=tuple(ids), learn=tuple(learn)))
+
+
+MAKERS: dict[str, Callable[[Format, Row, Warn], Made]] = {
+    "messages": _chat,
+    "preference": _preferred,
+    "rated": _rated,
+    "prompt_completion": _asked_and_answered,
+    "classification": _labelled,
+    "text": _plain,
+    "tokens": _tokenised,
+}
+
+
+def _numbers(value: Any, field: str) -> list[int]:
+    if not isinstance(value, list) or not value or any(type(one) is not int for one in value):
+        raise Fault("LU-D027", field, f"{kind(value)} where a list of token ids is expected")
+    return value
+
+
+def _unlearned(turns: list[Any]) -> list[Any]:
+    """Turns that are context: nothing of them is learned, unless they say so."""
+    named = [isinstance(turn, dict) and not any(turn.get(name) is not None for name in LEARN) for turn in turns]
+    return [turn | {"learn": False} if free else turn for turn, free in zip(turns, named, strict=True)]
+
+
+def _history(value: Any, field: str) -> Iterator[Any]:
+    """Earlier turns: pairs of question and answer, or turns."""
+    if value is not None and not isinstance(value, list):
+        raise Fault(
+            "LU-D027", field, f"{kind(value)} where a list of pairs is expected", '[["question", "answer"], ...]'
+        )
+    for n, one in enumerate(value or ()):
+        if is_turn(one):
+            yield one
+        elif isinstance(one, list) and len(one) == 2 and all(isinstance(text, str) for text in one):
+            yield from ({"role": role, "content": text} for role, text in zip(("user", "assistant"), one, strict=True))
+        else:
+            raise Fault("LU-D027", f"{field}[{n}]", f"{kind(one)} where a pair is expected", '["question", "answer"]')
 
 
 def render(data: dict[str, Any], template: str) -> str:
@@ -130,70 +262,3 @@ def _column(data: dict[str, Any], name: str, null: bool = False) -> Any:
     if data[name] is None and not null:
         raise Fault("LU-D026", name, "is null", "fill it in, or remove the row")
     return data[name]
-
-
-def _chat(value: Any, field: str, where: str, warn: Warn) -> list[Message]:
-    """The messages of a chat row. Raises Fault LU-D025 to LU-D042."""
-    if not isinstance(value, list):
-        raise Fault("LU-D027", field, f"{_kind(value)} where a list of messages is expected")
-    messages = [_message(one, f"{field}[{i}]", where, warn) for i, one in enumerate(value)]
-    if all(m.role != "assistant" for m in messages):
-        raise Fault("LU-D029", field, "no assistant turn: nothing to learn", "add the answer")
-    for i, (before, after) in enumerate(pairwise(messages)):
-        place = f"{field}[{i + 1}]"
-        if after.role == "system":
-            raise Fault("LU-D034", place, "a system turn that is not the first", "move it to the start")
-        if before.role == after.role and after.role != "tool":
-            raise Fault("LU-D032", place, f"two {after.role} turns in a row", "join them into one")
-    if messages[-1].role != "assistant":
-        found = f"the last turn is of the {messages[-1].role}, not the assistant"
-        raise Fault("LU-D031", f"{field}[{len(messages) - 1}]", found, "add the answer, or remove the turn")
-    return messages
-
-
-def _message(value: Any, place: str, where: str, warn: Warn) -> Message:
-    if not isinstance(value, dict):
-        raise Fault("LU-D027", place, f"{_kind(value)} where a message is expected", '{"role": ..., "content": ...}')
-    for name in ("role", "content"):
-        if name not in value:
-            raise Fault("LU-D025", f"{place}.{name}", "is missing", did_you_mean(name, value))
-    role, content = value["role"], value["content"]
-    if role not in ROLES[:4]:
-        raise Fault(
-            "LU-D033", f"{place}.role", f"unknown role {printable(repr(role))}", did_you_mean(str(role), ROLES[:4])
-        )
-    if value.get("tool_calls") or value.get("function_call"):
-        raise Fault(
-            "LU-D035", place, "a tool call", "calls are not learned yet: write the call as text, or remove the row"
-        )
-    if content is None:
-        raise Fault("LU-D026", f"{place}.content", "is null", "fill it in, or remove the row")
-    if not isinstance(content, str):
-        raise Fault("LU-D027", f"{place}.content", f"{_kind(content)} where a text is expected")
-    if not content.strip() and role in ("assistant", "user"):
-        raise Fault(
-            "LU-D030" if role == "assistant" else "LU-D026",
-            f"{place}.content",
-            "is blank",
-            "fill it in, or remove the row",
-        )
-    for name in sorted(value.keys() - {"role", "content", "learn", "weight", "tool_calls", "function_call"}):
-        warn("LU-D028", f"{where}:{place}.{name}", "a field that messages do not have", "it is left out")
-    return Message(role=role, content=content, learn=_learn(value, place))
-
-
-def _learn(value: dict[str, Any], place: str) -> bool | None:
-    """`learn`, or OpenAI's `weight` of 0 or 1."""
-    learn, weight = value.get("learn"), value.get("weight")
-    if learn is not None and not isinstance(learn, bool):
-        raise Fault("LU-D027", f"{place}.learn", f"{_kind(learn)} where true or false is expected")
-    if weight is None or learn is not None:
-        return learn
-    if isinstance(weight, bool) or weight not in (0, 1):
-        raise Fault("LU-D042", f"{place}.weight", f"the weight {printable(repr(weight))}", "a weight is 0 or 1")
-    return bool(weight)
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", int: "a number", float: "a number"}
-    return names.get(type(value), f"a {type(value).__name__}")

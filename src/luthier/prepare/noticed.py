@@ -37,7 +37,7 @@ def tokens(items: Sequence[Item], new_tokens: Sequence[str], audit: Audit) -> No
         audit.notes.append(f"rows that hold the new token {printable(token)}: {counted}")
         if not holding["train"]:
             found = f"no training row holds the new token {printable(token)}"
-            audit.warn("LU-D041", "model.new_tokens", found, "nothing will be learned of it: check its spelling")
+            audit.warn("LU-D107", "model.new_tokens", found, "nothing will be learned of it: check its spelling")
 
 
 def copies(conversations: Sequence[Conversation], audit: Audit) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from luthier.conversation import Conversation, Side
 from luthier.errors import DataError, printable
+from luthier.prepare.packed import unpacked
 
 MAX_LINE_BYTES = 16 << 20
 MAX_JSON_BYTES = 1 << 30
@@ -84,7 +86,7 @@ def lines_of(stream: BinaryIO) -> Iterator[Line]:
 
 
 def read_jsonl(path: Path, shown: str, warn: Warn) -> Iterator[Row]:
-    with path.open("rb") as stream:
+    with unpacked(path, shown) as stream:
         for line in lines_of(stream):
             where = f"{shown}:{line.number}"
             content = _without_bom(line, where, warn)
@@ -186,11 +188,12 @@ def _no_lone_surrogates(value: dict[str, Any]) -> None:
 
 def read_json(path: Path, shown: str, warn: Warn) -> Iterator[Row]:
     """The objects of one JSON array; `line` is where each begins. A broken array raises DataError LU-D001."""
-    if path.stat().st_size > MAX_JSON_BYTES:
+    with unpacked(path, shown) as stream:
+        content = stream.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
         raise DataError.of(
             "LU-D013", shown, f"a JSON array of over {MAX_JSON_BYTES >> 20} MiB", "save it as JSON lines"
         )
-    content = path.read_bytes()
     try:
         text = _without_bom(Line(1, 0, content, True), f"{shown}:1", warn).decode()
     except UnicodeDecodeError as error:
@@ -237,7 +240,7 @@ def read_csv(path: Path, shown: str, warn: Warn, delimiter: str = ",") -> Iterat
     csv.field_size_limit(MAX_LINE_BYTES)
     pending: list[str] = []
     faults: dict[int, Fault] = {}
-    with path.open("rb") as stream:
+    with unpacked(path, shown) as stream:
         reader = csv.reader(_text_lines(stream, shown, warn, pending, faults), delimiter=delimiter, strict=True)
         columns: list[str] | None = None
         while True:
@@ -307,28 +310,75 @@ def read_tsv(path: Path, shown: str, warn: Warn) -> Iterator[Row]:
 
 def read_parquet(path: Path, shown: str, warn: Warn) -> Iterator[Row]:
     """Rows of a Parquet file; `line` is the row's number, from 1. Raises DataError LU-D018."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise DataError.of("LU-D108", shown, "Parquet needs pyarrow", "pip install pyarrow") from None
-    try:
+    import pyarrow.parquet as pq
+
+    with _whole("Parquet", shown):
         file = pq.ParquetFile(path)
-        binary = [f.name for f in file.schema_arrow if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)]
-        for name in binary:
-            warn("LU-D028", f"{shown}:1:{name}", "a column of bytes is not read", "")
-        number = 0
-        for batch in file.iter_batches(1024, columns=[n for n in file.schema_arrow.names if n not in binary]):
-            for data in batch.to_pylist():
-                number += 1
-                yield _parquet_row(f"{shown}:{number}", data)
+        schema = file.schema_arrow
+        names = _readable(schema, shown, warn)
+        yield from _rows_of(file.iter_batches(1024, columns=names), schema, shown)
+
+
+def read_arrow(path: Path, shown: str, warn: Warn) -> Iterator[Row]:
+    """Rows of an Arrow file, or of an Arrow stream, as `datasets` keeps them. Raises DataError LU-D018."""
+    import pyarrow as pa
+
+    with _whole("Arrow", shown), pa.memory_map(str(path)) as source:
+        if source.read(6) == b"ARROW1":
+            reader = pa.ipc.open_file(source)
+            batches = (reader.get_batch(n) for n in range(reader.num_record_batches))
+        else:
+            source.seek(0)
+            reader = pa.ipc.open_stream(source)
+            batches = iter(reader)
+        names = _readable(reader.schema, shown, warn)
+        small = (batch.select(names).slice(n, 1024) for batch in batches for n in range(0, len(batch), 1024))
+        yield from _rows_of(small, reader.schema, shown)
+
+
+@contextmanager
+def _whole(kind: str, shown: str) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
-        raise DataError.of(
-            "LU-D018", shown, f"not a whole Parquet file: {printable(str(error))}", "copy the file again"
-        ) from None
+        found = f"not a whole {kind} file: {printable(str(error))}"
+        raise DataError.of("LU-D018", shown, found, "copy the file again") from None
 
 
-def _parquet_row(where: str, data: dict[str, Any]) -> Row:
+def _readable(schema: Any, shown: str, warn: Warn) -> list[str]:
+    """The columns that are no bytes."""
+    import pyarrow as pa
+
+    binary = [f.name for f in schema if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)]
+    for name in binary:
+        warn("LU-D028", f"{shown}:1:{name}", "a column of bytes is not read", "")
+    return [name for name in schema.names if name not in binary]
+
+
+def _rows_of(batches: Iterable[Any], schema: Any, shown: str) -> Iterator[Row]:
+    labels = _label_names(schema)
+    number = 0
+    for batch in batches:
+        for data in batch.to_pylist():
+            number += 1
+            for column, names in labels.items():
+                if isinstance(n := data.get(column), int):
+                    data[column] = names[n] if 0 <= n < len(names) else None  # -1: nobody labelled it
+            yield _typed_row(f"{shown}:{number}", data)
+
+
+def _label_names(schema: Any) -> dict[str, list[str]]:
+    """The columns of numbers that stand for names, as `datasets` writes them into a file's schema."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return {column: f["names"] for column, f in features.items() if isinstance(f, dict) and f.get("names")}
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return {}
+
+
+def _typed_row(where: str, data: dict[str, Any]) -> Row:
     for name, value in data.items():
         if isinstance(value, float) and not math.isfinite(value):
             return Row(where, data, fault=Fault("LU-D011", name, f"{value} is no value", "write null"))
@@ -341,4 +391,5 @@ READERS: dict[str, Callable[[Path, str, Warn], Iterator[Row]]] = {
     "CSV": read_csv,
     "TSV": read_tsv,
     "Parquet": read_parquet,
+    "Arrow": read_arrow,
 }

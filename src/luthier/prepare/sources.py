@@ -17,6 +17,8 @@ from pathlib import Path
 
 from luthier.conversation import Side
 from luthier.errors import DataError, Problem, printable
+from luthier.prepare.hub import PREFIX, hub_files
+from luthier.prepare.packed import SUFFIXES, packing_of, unpacked
 from luthier.prepare.rows import BOM, READERS, Row, Warn
 from luthier.settings import Source, source_path
 
@@ -27,7 +29,11 @@ KINDS = {
     ".csv": "CSV",
     ".tsv": "TSV",
     ".parquet": "Parquet",
+    ".arrow": "Arrow",
+    ".feather": "Arrow",
 }
+PACKED = ("JSON lines", "JSON", "CSV", "TSV")
+"""The kinds that may be compressed: their names end in .gz or .zst, too."""
 SIDE_NAMES: dict[str, Side] = {
     "train": "train",
     "training": "train",
@@ -37,7 +43,8 @@ SIDE_NAMES: dict[str, Side] = {
     "dev": "validation",
     "test": "test",
 }
-MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip archive", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+MAGIC = {b"PAR1": "Parquet", b"ARROW1": "Arrow", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+ARCHIVES = {b"PK\x03\x04": "a zip archive", b"Rar!": "a rar archive", b"7z\xbc\xaf": "a 7z archive"}
 HEAD_BYTES = 1 << 16
 
 
@@ -84,9 +91,15 @@ def find_files(sources: tuple[Source, ...], folder: Path) -> list[DataFile]:
     files: list[DataFile] = []
     problems: list[Problem] = []
     for source in sources:
-        for path, shown, side in _paths_of(source_path(source, folder), source):
+        named = source_path(source, folder)
+        try:
+            found = list(_paths_of(named, source))
+        except DataError as error:
+            problems.extend(error.problems)
+            continue
+        for path, shown, side in found:
             try:
-                files.append(_examine(path, shown, side, source))
+                files.append(_examine(path, shown, side, source, named))
             except DataError as error:
                 problems.extend(error.problems)
     if problems:
@@ -95,17 +108,31 @@ def find_files(sources: tuple[Source, ...], folder: Path) -> list[DataFile]:
 
 
 def _paths_of(path: Path, source: Source) -> Iterator[tuple[Path, str, Side | None]]:
-    """The file itself, or the data files of a folder with the side that each one's name says."""
+    """The file itself; the data files of a folder, each with the side that its name says; a data set's splits."""
+    if source.path.startswith(PREFIX):
+        for one, shown, split in hub_files(source.path):
+            yield one, shown, source.split or SIDE_NAMES.get(split)
+        return
     try:
         entries = list(path.iterdir())
     except (OSError, ValueError):  # no folder, or one that cannot be looked into: `_examine` says what it is
         yield path, source.path, source.split
         return
-    inside = sorted(p for p in entries if p.suffix.lower() in KINDS and not p.name.startswith("."))
+    inside = sorted(p for p in entries if kind_of_name(p.name) and not p.name.startswith("."))
     for one in inside:
-        yield one, f"{source.path.rstrip('/')}/{printable(one.name, 300)}", source.split or side_of_name(one.stem)
+        shown = f"{source.path.rstrip('/')}/{printable(one.name, 300)}"
+        yield one, shown, source.split or side_of_name(one.stem)
     if not inside:
         yield path, source.path, None
+
+
+def kind_of_name(name: str) -> str | None:
+    """What the name says a file holds; a suffix of a compression is looked through."""
+    stem, suffix = os.path.splitext(name.lower())
+    if suffix not in SUFFIXES:
+        return KINDS.get(suffix)
+    kind = KINDS.get(os.path.splitext(stem)[1])
+    return kind if kind in PACKED else None
 
 
 def side_of_name(stem: str) -> Side | None:
@@ -113,8 +140,14 @@ def side_of_name(stem: str) -> Side | None:
     return SIDE_NAMES.get(re.split(r"[._-]", stem.lower())[0])
 
 
-def _examine(path: Path, shown: str, side: Side | None, source: Source) -> DataFile:
-    """A file that can be read, or DataError LU-D006, LU-D014, LU-D016, LU-D019."""
+def _examine(path: Path, shown: str, side: Side | None, source: Source, named: Path) -> DataFile:
+    """A file that can be read, or DataError LU-D006, LU-D014, LU-D016, LU-D018 to LU-D020, LU-D022 to LU-D024.
+
+    `named` is what the recipe names: a link is followed there, and not out of a folder that it names.
+    """
+    if path.is_symlink() and path != named and not path.resolve().is_relative_to(path.parent.resolve()):
+        advice = "name the file itself as a source, or copy it here"
+        raise DataError.of("LU-D020", shown, "a link to outside its folder", advice)
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -124,26 +157,45 @@ def _examine(path: Path, shown: str, side: Side | None, source: Source) -> DataF
                 "LU-D019", shown, "not a regular file but a pipe, socket or device", "save the data to a file"
             )
         with path.open("rb") as stream:
-            head = stream.read(HEAD_BYTES)
+            packing = packing_of(stream.read(4))
+        with unpacked(path, shown) as content:
+            head = content.read(HEAD_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         why = getattr(error, "strerror", error)
         raise DataError.of("LU-D019", printable(shown, 300), f"cannot be read: {why}", f"looked for {path}") from None
     if not head.removeprefix(BOM).strip() and len(head) < HEAD_BYTES:
         raise DataError.of("LU-D014", shown, "the file is empty")
+    if packing and path.suffix.lower() not in SUFFIXES:
+        ending = next(suffix for suffix, name in SUFFIXES.items() if name == packing)
+        raise DataError.of("LU-D016", shown, f"holds {packing}", f"rename it: {path.name}{ending}")
+    _refuse_archives(head, shown, packing is not None)
     return DataFile(path, shown, side, source, _kind(path, shown, head), _stamp(status))
 
 
+def _refuse_archives(head: bytes, shown: str, packed: bool) -> None:
+    """Raises DataError LU-D023, and LU-D024 for what is packed twice."""
+    archive = next((name for magic, name in ARCHIVES.items() if head.startswith(magic)), None)
+    if head[257:262] == b"ustar":
+        archive = "a tar archive"
+    again = packing_of(head) if packed else None
+    if archive or again:
+        found = f"holds {archive or f'{again} once more'}" + (", packed" if packed and archive else "")
+        advice = "unpack it into a folder, and name that as the source"
+        raise DataError.of("LU-D024" if packed else "LU-D023", shown, found, advice)
+
+
 def _kind(path: Path, shown: str, head: bytes) -> str:
-    named, found = KINDS.get(path.suffix.lower()), _sniff(head)
-    if named != "Parquet" and found == "UTF-16 text":
+    named, found = kind_of_name(path.name), _sniff(head)
+    if named not in ("Parquet", "Arrow") and found == "UTF-16 text":
         raise DataError.of("LU-D006", shown, found, f"convert it: iconv -f UTF-16 -t UTF-8 {path.name}")
-    if named == "Parquet" and found in ("binary", "UTF-16 text"):
-        return named  # a damaged one: the reader says what is wrong
+    if named in ("Parquet", "Arrow") and found in ("binary", "UTF-16 text"):
+        return named  # a stream of Arrow, or a damaged file: the reader says what is wrong
     if named == "JSON" and found == "JSON lines":
         return found
     fits = found == named or (found == "text" and named in ("CSV", "TSV"))
     if named is None or not fits:
-        advice = f"rename it: {', '.join(e for e, kind in KINDS.items() if kind == found)}" if found in READERS else ""
+        endings = ", ".join(ending for ending, kind in KINDS.items() if kind == found)
+        advice = f"rename it: {endings}" if found in READERS else ""
         what = f"holds {found}, not {named}" if named else f"holds {found}; its name says nothing"
         raise DataError.of("LU-D016", shown, what, advice or f"data files are {', '.join(KINDS)}")
     return named

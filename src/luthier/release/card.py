@@ -184,8 +184,7 @@ def _failure_cells(kind: Kind) -> tuple[str, ...]:
 
 
 def _step_cells(step: Step) -> tuple[str, ...]:
-    left = "; ".join(f"{n:,} {reason}" for reason, n in step.dropped.items())
-    return step.name, f"{step.n_in:,}", f"{step.n_out:,}", left or "nothing"
+    return step.name, f"{step.n_in:,}", f"{step.n_out:,}", "; ".join(step.changes) or "nothing"
 
 
 def _result_cells(c: Comparison) -> tuple[str, ...]:

@@ -11,13 +11,13 @@ from pydantic import Field, model_validator
 from luthier.conversation import Side
 from luthier.settings.section import Count, Fraction, Section, located
 
-FormatName = Literal["auto", "messages", "prompt_completion", "classification", "text"]
+FormatName = Literal["auto", "messages", "preference", "rated", "prompt_completion", "classification", "text", "tokens"]
 
 
 class Source(Section):
     path: str
-    """A file or a folder of files; relative to the recipe. In a folder, names such as train.jsonl, valid.csv,
-    dev_2.jsonl and test-00000.parquet say the side of their rows."""
+    """A file or a folder of files, relative to the recipe, or `hub:org/name` (`@revision`, `:config`). In a folder,
+    names such as train.jsonl, valid.csv, dev_2.jsonl and test-00000.parquet say the side of their rows."""
     split: Side | None = None
     """The side all rows of this source belong to; None: the recipe's split decides."""
     format: FormatName | None = None

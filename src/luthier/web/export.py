@@ -55,7 +55,7 @@ class Reviewed:
     @property
     def prompt(self) -> list[dict[str, str]]:
         """The messages before the answer, with the system text that `Judged.prompt` leaves out."""
-        return [{"role": m.role, "content": m.content} for m in self.asked.prompt]
+        return [m.as_openai() for m in self.asked.prompt]
 
     @property
     def origin(self) -> dict[str, Any]:
