@@ -46,7 +46,7 @@ def brute_force(sets: list[set[str]], similarity: float) -> Pairs:
 
 
 def ours(texts: list[str], similarity: float) -> Pairs:
-    index = SimilarTexts(texts, similarity)
+    index = SimilarTexts(similarity, texts)
     pairs: Pairs = set()
     for i in range(len(texts)):
         pairs.update((j, i) for j in index.matches(i))

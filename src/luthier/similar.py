@@ -4,17 +4,25 @@ Prefix filtering (Chaudhuri et al. 2006; AllPairs, Bayardo et al. 2007): with ea
 global order, rarest first, two texts of Jaccard similarity s share one of the first |x| - ceil(s |x|) + 1.
 Only those are indexed, and each candidate is verified, so nothing is missed and nothing is invented; no
 random draw is needed. `benchmarks/dedupe.py` measures this against MinHash.
+
+Memory: the texts are not kept. Their shingles, as 64-bit hashes, lie in a temporary file; in memory are 4 bytes for
+each indexed shingle, about 0.8 bytes a word at s = 0.8, and what other texts share of them.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import tempfile
 import unicodedata
+import zlib
 from array import array
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
 
 SHINGLE_WORDS = 3
 TINY = 1e-9  # against rounding: 0.8 * 5 must not need 5
@@ -36,64 +44,155 @@ def shingles(text: str) -> list[str]:
     return list(dict.fromkeys(runs))
 
 
+Hashes = NDArray[np.uint64]
+_SEEN = 1 << 20
+"""Counters of how often shingles are met; those that share one only make the order a little worse."""
+_HELD_BYTES = 16 << 20
+"""So much of the shingles stays in memory before there is a file."""
+_NONE = 0xFFFFFFFF
+_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)
+
+
+def hashed(text: str, space: str = "") -> Hashes:
+    """(n,) The distinct shingles as sorted 64-bit hashes; equal ones of different spaces differ."""
+    words = WORD.findall(unicodedata.normalize("NFC", text).casefold())
+    if len(words) < SHINGLE_WORDS:
+        runs = np.array([_hash64(" ".join(words) or normalised(text))], dtype=np.uint64)
+    else:
+        of_words = np.fromiter((zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in words), np.uint64)
+        n = len(words) - SHINGLE_WORDS + 1
+        runs = np.zeros(n, dtype=np.uint64)
+        for k in range(SHINGLE_WORDS):  # wraps around, as is meant
+            runs = (runs ^ of_words[k : k + n]) * _MIX[k]
+            runs ^= runs >> np.uint64(29)
+    return np.unique(runs ^ np.uint64(_hash64(space)) if space else runs)
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
 class SimilarTexts:
-    """A fixed list of texts, spoken of by position, and an index to which they are added one by one.
+    """Texts, spoken of by position, that are first all appended; then an index to which they are added one by one.
 
     `space`: texts of different spaces are never similar (e.g. of different system texts).
     """
 
-    def __init__(self, texts: Sequence[str], similarity: float, space: Sequence[str] | None = None) -> None:
+    def __init__(self, similarity: float, texts: Iterable[str] = ()) -> None:
         assert 0 < similarity <= 1
         self.similarity = similarity
-        ids: dict[str, int] = {}
-        spaces = {name: f"{i} " for i, name in enumerate(dict.fromkeys(space or ()))}
-        texts_ids = []
-        for i, text in enumerate(texts):
-            prefix = spaces[space[i]] if space else ""
-            texts_ids.append(array("L", [ids.setdefault(prefix + s, len(ids)) for s in shingles(text)]))
-        frequency = Counter(shingle for one in texts_ids for shingle in one)
-        rank = {shingle: i for i, shingle in enumerate(sorted(frequency, key=frequency.__getitem__))}
-        self._ranks = [array("L", sorted(rank[s] for s in one)) for one in texts_ids]
-        self._holders: dict[int, list[int]] = {}
+        self._file = tempfile.SpooledTemporaryFile(_HELD_BYTES)  # noqa: SIM115  closed with the index
+        self._ends = array("Q")  # of each text's shingles in the file, counted in shingles
+        self._seen = np.zeros(_SEEN, dtype=np.uint32)
+        self._starts: NDArray[np.int64] | None = None  # (n + 1,) of each text's buckets
+        self._buckets = np.zeros(0, dtype=np.uint32)
+        self._first: NDArray[np.int64]  # (n_buckets,) the text that was added first; -1: none
+        self._more: dict[int, list[int]] = {}  # bucket -> those added after it
+        for text in texts:
+            self.append(text)
 
-    def prefix(self, i: int) -> array[int]:
-        """The rarest shingles of a text; similar texts share one of theirs."""
-        n = len(self._ranks[i])
-        return self._ranks[i][: n - math.ceil(self.similarity * n - TINY) + 1]
+    def append(self, text: str, space: str = "") -> None:
+        assert self._starts is None, "all texts come before the first question"
+        found = hashed(text, space)
+        self._file.seek(0, 2)
+        self._file.write(found.tobytes())
+        self._ends.append((self._ends[-1] if self._ends else 0) + len(found))
+        np.add.at(self._seen, found % _SEEN, 1)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def _shingles(self, i: int) -> Hashes:
+        start = self._ends[i - 1] if i else 0
+        self._file.seek(8 * start)
+        return np.frombuffer(self._file.read(8 * (self._ends[i] - start)), dtype=np.uint64)
+
+    def _index(self) -> None:
+        """For each text the buckets of its rarest shingles: of those that are another text's too."""
+        keys, starts = array("I"), array("Q", [0])
+        for i in range(len(self)):
+            found = self._shingles(i)
+            n = len(found) - math.ceil(self.similarity * len(found) - TINY) + 1
+            rarest = found[np.lexsort((found, self._seen[found % _SEEN]))[:n]]
+            keys.frombytes((rarest >> np.uint64(32)).astype(np.uint32).tobytes())
+            starts.append(len(keys))
+        buckets, n_buckets = _shared_only(np.frombuffer(keys, dtype=np.uint32) if keys else self._buckets)
+        shared = buckets != _NONE
+        before = np.concatenate([[0], np.cumsum(shared)])
+        self._starts = before[np.frombuffer(starts, dtype=np.uint64).astype(np.int64)]
+        self._buckets = buckets[shared]
+        self._first = np.full(n_buckets, -1, dtype=np.int64)
+
+    def buckets(self, i: int) -> list[int]:
+        """What text `i` shares with others, rarest first; similar texts share a bucket."""
+        if self._starts is None:
+            self._index()
+        assert self._starts is not None
+        found: list[int] = self._buckets[self._starts[i] : self._starts[i + 1]].tolist()
+        return found
 
     def similar_to(self, i: int) -> Callable[[int], bool]:
         """Whether another text is similar to text `i`."""
-        mine, n = set(self._ranks[i]), len(self._ranks[i])
+        mine = self._shingles(i)
+        n = len(mine)
         least, most = self.similarity * n - TINY, n / self.similarity + TINY
 
         def similar(j: int) -> bool:
-            theirs = self._ranks[j]
-            if not least <= len(theirs) <= most:
+            n_theirs = self._ends[j] - (self._ends[j - 1] if j else 0)
+            if not least <= n_theirs <= most:
                 return False
-            shared = len(mine.intersection(theirs))
-            return shared >= self.similarity * (n + len(theirs) - shared) - TINY
+            shared = len(np.intersect1d(mine, self._shingles(j), assume_unique=True))
+            return shared >= self.similarity * (n + n_theirs - shared) - TINY
 
         return similar
 
     def jaccard(self, i: int, j: int) -> float:
-        mine, theirs = set(self._ranks[i]), set(self._ranks[j])
-        return len(mine & theirs) / len(mine | theirs)
+        mine, theirs = self._shingles(i), self._shingles(j)
+        shared = len(np.intersect1d(mine, theirs, assume_unique=True))
+        return shared / (len(mine) + len(theirs) - shared)
 
     def add(self, i: int) -> None:
-        for shingle in self.prefix(i):
-            self._holders.setdefault(shingle, []).append(i)
+        for bucket in self.buckets(i):
+            if self._first[bucket] < 0:
+                self._first[bucket] = i
+            else:
+                self._more.setdefault(bucket, []).append(i)
 
     def matches(self, i: int) -> Iterator[int]:
         """The added texts that are similar to text `i`; which comes first depends on nothing but the texts' order."""
-        candidates = dict.fromkeys(j for shingle in self.prefix(i) for j in self._holders.get(shingle, ()))
-        return filter(self.similar_to(i), candidates)
+        candidates: dict[int, None] = {}
+        for bucket in self.buckets(i):
+            if (first := int(self._first[bucket])) >= 0:
+                candidates[first] = None
+                candidates.update(dict.fromkeys(self._more.get(bucket, ())))
+        return filter(self.similar_to(i), candidates) if candidates else iter(())
+
+
+def _shared_only(keys: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], int]:
+    """Each key as the number of its bucket, _NONE where no other place has it; and how many buckets there are.
+
+    By parts of the range, so that what sorting needs beside the keys stays small.
+    """
+    found, n_buckets, n_parts = np.full(len(keys), _NONE, dtype=np.uint32), 0, 16
+    for part in range(n_parts):
+        at = np.flatnonzero(keys >> np.uint32(28) == part)
+        if not len(at):
+            continue
+        at = at[np.argsort(keys[at], kind="stable")]
+        same = np.concatenate([[False], keys[at][1:] == keys[at][:-1], [False]])
+        begins = same[1:] & ~same[:-1]  # the first of several
+        shared = same[1:] | same[:-1]
+        numbers = np.cumsum(begins) - 1 + n_buckets
+        found[at[shared]] = numbers[shared]
+        n_buckets += int(begins.sum())
+    return found, n_buckets
 
 
 class Groups:
     """Union-find: members that were joined, directly or by way of others, have one root."""
 
     def __init__(self, n: int) -> None:
-        self._parent = list(range(n))
+        self._parent = array("q", range(n))
 
     def root(self, i: int) -> int:
         while self._parent[i] != i:
@@ -106,26 +205,26 @@ class Groups:
         self._parent[max(i, j)] = min(i, j)
 
 
-def join_similar(groups: Groups, texts: Sequence[str], similarity: float) -> None:
-    """Join the positions of equal texts and, where 0 < similarity < 1, of similar ones."""
-    first: dict[str, int] = {}
-    for i, text in enumerate(texts):
-        groups.join(i, first.setdefault(normalised(text), i))
-    if 0 < similarity < 1:
-        _join_near(groups, list(first), list(first.values()), similarity)
+def join_equal(groups: Groups, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Join the positions of equal keys; the first position of each key."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    for i in np.flatnonzero(first[inverse] != np.arange(len(keys))):
+        groups.join(int(i), int(first[inverse[i]]))
+    return np.sort(first)
 
 
-def _join_near(groups: Groups, texts: list[str], at: list[int], similarity: float) -> None:
-    # Thousands of copies of one letter are all candidates of each other. Each shingle's holders are therefore
+def join_similar(groups: Groups, texts: Iterable[str], at: Sequence[int], similarity: float) -> None:
+    """Join the positions `at` of similar texts."""
+    # Thousands of copies of one letter are all candidates of each other. Each bucket's texts are therefore
     # kept by group, and a group that a text is already in is passed over as a whole.
-    index = SimilarTexts(texts, similarity)
+    index = SimilarTexts(similarity, texts)
     holders: dict[int, dict[int, list[int]]] = {}
-    for i in range(len(texts)):
+    for i in range(len(index)):
         similar = cache(index.similar_to(i))
-        for shingle in index.prefix(i):
-            by_root = holders.get(shingle, {})
+        for bucket in index.buckets(i):
+            by_root = holders.get(bucket, {})
             kept: dict[int, list[int]] = {}
-            holders[shingle] = kept
+            holders[bucket] = kept
             for old, members in by_root.items():
                 if groups.root(old) != groups.root(at[i]) and any(map(similar, members)):
                     groups.join(at[i], old)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import random
 from itertools import combinations
+from pathlib import Path
+from tempfile import gettempdir
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.conversation import Message, make_conversation
+from luthier.conversation import SIDES, Message, make_conversation
 from luthier.errors import DataError
 from luthier.prepare.rows import Item
 from luthier.prepare.split import limit, split
+from luthier.prepare.table import Rows
 from luthier.settings import Split
-from luthier.similar import Groups, SimilarTexts, join_similar, shingles
+from luthier.similar import Groups, SimilarTexts, join_equal, join_similar, shingles
 
 WORDS = ["red", "green", "kettle", "pot", "where", "is", "my", "order", "please", "thanks"]
 PROMPTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join)
@@ -26,13 +30,22 @@ def item(prompt: str, family: int, side: str | None = None, n: int = 0) -> Item:
     return Item(make_conversation(turns, f"data.jsonl:{n}", family=f"family-{family}"), side, 1, 1)  # type: ignore[arg-type]
 
 
+def table(items: list[Item]) -> Rows:
+    rows = Rows(Path(gettempdir()))
+    for one in items:
+        rows.append(*one)
+    return rows
+
+
 def alike(a: str, b: str, similarity: float) -> bool:
     x, y = set(shingles(a)), set(shingles(b))
     return len(x & y) >= similarity * len(x | y) - 1e-9
 
 
 def sides_of(items: list[Item], how: Split, seed: int) -> dict[str, str | None]:
-    return {i.conversation.source: i.side for i in split(items, how, seed)[0]}
+    rows = table(items)
+    split(rows, rows.numbers, how, seed)
+    return {rows[i].source: None if (side := rows.side[i]) < 0 else SIDES[side] for i in range(len(rows))}
 
 
 @settings(max_examples=150, deadline=None)
@@ -59,7 +72,7 @@ def test_nothing_alike_is_parted_and_the_order_does_not_matter(
 @settings(max_examples=200, deadline=None)
 @given(texts=st.lists(PROMPTS, max_size=40), similarity=st.floats(0.1, 1.0))
 def test_similar_texts_are_exactly_those_of_brute_force(texts: list[str], similarity: float) -> None:
-    index = SimilarTexts(texts, similarity)
+    index = SimilarTexts(similarity, texts)
     found = set()
     for i in range(len(texts)):
         found |= {(j, i) for j in index.matches(i)}
@@ -71,7 +84,8 @@ def test_similar_texts_are_exactly_those_of_brute_force(texts: list[str], simila
 @given(texts=st.lists(PROMPTS, max_size=40), similarity=st.sampled_from([0.3, 0.5, 0.8]))
 def test_groups_are_the_connected_components(texts: list[str], similarity: float) -> None:
     fast, slow = Groups(len(texts)), Groups(len(texts))
-    join_similar(fast, texts, similarity)
+    first = join_equal(fast, np.array([hash(text) & 0xFFFF_FFFF for text in texts], dtype=np.uint64)).tolist()
+    join_similar(fast, [texts[i] for i in first], first, similarity)
     for i, j in combinations(range(len(texts)), 2):
         if texts[i] == texts[j] or alike(texts[i], texts[j], similarity):
             slow.join(i, j)
@@ -96,7 +110,7 @@ def test_thousands_of_like_prompts_are_one_group_and_take_no_time() -> None:
     )
     items = [item(text.format(i), i, n=i) for i in range(3000)]
     with pytest.raises(DataError, match="make 1 groups of unlike prompts"):
-        split(items, Split(), 0)
+        sides_of(items, Split(), 0)
 
 
 def test_given_sides_stay_and_validation_is_carved_out_of_train() -> None:
@@ -108,15 +122,17 @@ def test_given_sides_stay_and_validation_is_carved_out_of_train() -> None:
 
 def test_only_held_out_rows() -> None:
     with pytest.raises(DataError, match=r"LU-D106 data\.sources"):
-        split([item("a b c", 1, "test")], Split(), 0)
+        sides_of([item("a b c", 1, "test")], Split(), 0)
 
 
 def test_the_limit_is_drawn_by_seed_whatever_the_order() -> None:
     items = [item(f"item {i}", i, "train" if i % 3 else "test", i) for i in range(90)]
 
     def drawn(these: list[Item], seed: int) -> set[str]:
-        return {i.conversation.source for i in limit(these, 20, seed)[0]}
+        rows = table(these)
+        return {c.source for c in rows.each(limit(rows, rows.numbers, 20, seed)[0])}
 
     assert drawn(items, 1) == drawn(items[::-1], 1) != drawn(items, 2)
-    kept, dropped = limit(items, 20, 1)
-    assert [i.side for i in kept].count("test") == 20 and len(kept) == 40 and dropped.total() == 50
+    rows = table(items)
+    kept, dropped = limit(rows, rows.numbers, 20, 1)
+    assert len(rows.on("test", kept)) == 20 and len(kept) == 40 and dropped.total() == 50

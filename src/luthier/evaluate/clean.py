@@ -28,7 +28,7 @@ def contaminated(
     itself is compared.
     """
     seen = list(dict.fromkeys(c.asked_text for c in train))
-    index = SimilarTexts([*seen, *(c.asked_text for c in test)], similarity)
+    index = SimilarTexts(similarity, [*seen, *(c.asked_text for c in test)])
     for i in range(len(seen)):
         index.add(i)
     nearest = {

@@ -23,6 +23,7 @@ from luthier.prepare.noticed import notice
 from luthier.prepare.rows import Fault, Item, Row, Warn
 from luthier.prepare.sources import SIDE_NAMES, DataFile, find_files
 from luthier.prepare.split import limit, split
+from luthier.prepare.table import Numbers, Rows
 from luthier.records import AuditReport
 from luthier.settings import Data, Recipe, Source
 
@@ -64,20 +65,17 @@ def prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder) -> AuditR
     tags = _tags(shapes.values(), data)
     format = shapes[_settings(files[0].source, data)].format  # the first source says what the task is
     with open_audit(out / "rejects.jsonl") as audit:
-        items = _read(files, shapes, data, encoder, audit)
+        rows = _read(files, shapes, data, encoder, audit, out)
     if tags:
         audit.notes.append(f"columns kept as tags, not shown to the model: {', '.join(map(printable, tags))}")
-    items = _liked(items, audit)
-    items = _clean(items, format, data, audit)
-    items = _split(items, recipe, audit)
-    if n := sum(bool(item.conversation.rejected) for item in items):
-        audit.notes.append(f"{n} preference pairs: the chosen answer is learned, the rejected one is kept beside it")
-    notice(items, data.split.near_duplicate_similarity, recipe.model.new_tokens, audit)
-    sides = {side: [item for item in items if item.side == side] for side in SIDES}
-    for side, members in sides.items():
-        write_conversations(out / f"{side}.jsonl", (item.conversation for item in members))
-    assert sum(map(len, sides.values())) == audit.steps[-1].n_out
-    report = _report(format, sides, audit, hashes)
+    numbers = _liked(rows, rows.numbers, audit)
+    numbers = _clean(rows, numbers, format, data, audit)
+    numbers = _split(rows, numbers, recipe, audit)
+    notice(rows, numbers, data.split.near_duplicate_similarity, recipe.model.new_tokens, audit)
+    for side in SIDES:
+        write_conversations(out / f"{side}.jsonl", rows.each(rows.on(side, numbers)))
+    assert len(numbers) == audit.steps[-1].n_out
+    report = _report(format, rows, numbers, audit, hashes)
     report.write(out / "audit.json")
     return report
 
@@ -139,10 +137,10 @@ class Odd:
 
 
 def _read(
-    files: list[DataFile], shapes: dict[Settings, Shape], data: Data, encoder: Encoder, audit: Audit
-) -> list[Item]:
+    files: list[DataFile], shapes: dict[Settings, Shape], data: Data, encoder: Encoder, audit: Audit, out: Path
+) -> Rows:
     """The good rows of all files; the others go to the rejects."""
-    items: list[Item] = []
+    rows = Rows(out)
     n_read, n_more = 0, 0
     faulty = {"read": Counter[str](), "understand": Counter[str](), "encode": Counter[str]()}
     for met in _encoded(_met(files, shapes, data, encoder), encoder):
@@ -154,14 +152,15 @@ def _read(
             faulty[met.stage][met.fault.code] += 1
             audit.reject(met.row, met.fault)
         else:
-            items += met
+            for item in met:
+                rows.append(*item)
             n_more += len(met) - 1
     n = n_read
     for name, dropped in faulty.items():
         made = {"one row an answer": n_more} if name == "encode" else {}
         audit.step(name, n, n := n - dropped.total() + sum(made.values()), dropped, made)
     audit.check_rejected(n_read, data.max_rejected_fraction)
-    return items
+    return rows
 
 
 def _met(
@@ -278,58 +277,58 @@ def _tags(shapes: Iterable[Shape], data: Data) -> list[str]:
     return tags
 
 
-def _liked(items: list[Item], audit: Audit) -> list[Item]:
+def _liked(rows: Rows, numbers: Numbers, audit: Audit) -> Numbers:
     """Without the answers that people found bad: nobody should learn to write them."""
-    if all(item.conversation.rating is None for item in items):
-        return items
-    kept = [item for item in items if item.conversation.rating is not False]
-    audit.step("rated", len(items), len(kept), Counter({"rated bad": len(items) - len(kept)}))
-    return kept
+    bad = rows.is_rated_bad[numbers]
+    if bad.any():
+        audit.step("rated", len(numbers), int((~bad).sum()), {"rated bad": int(bad.sum())})
+    if n := int(rows.is_pair[numbers].sum()):
+        audit.notes.append(f"{n} preference pairs: the chosen answer is learned, the rejected one is kept beside it")
+    return numbers[~bad]
 
 
-def _clean(items: list[Item], format: Format, data: Data, audit: Audit) -> list[Item]:
+def _clean(rows: Rows, numbers: Numbers, format: Format, data: Data, audit: Audit) -> Numbers:
     for step in data.clean:
-        n = len(items)
-        items, dropped = dedupe(items, step.similarity, labelled=format.name == "classification")
-        audit.step("dedupe", n, len(items), dropped)
-    return items
+        n = len(numbers)
+        numbers, dropped = dedupe(rows, numbers, step.similarity, labelled=format.name == "classification")
+        audit.step("dedupe", n, len(numbers), dropped)
+    return numbers
 
 
-def _split(items: list[Item], recipe: Recipe, audit: Audit) -> list[Item]:
-    items, notes = split(items, recipe.data.split, recipe.seed)
-    audit.notes += notes
-    audit.step("split", len(items), len(items))
+def _split(rows: Rows, numbers: Numbers, recipe: Recipe, audit: Audit) -> Numbers:
+    audit.notes += split(rows, numbers, recipe.data.split, recipe.seed)
+    audit.step("split", len(numbers), len(numbers))
     if recipe.data.limit:
-        n = len(items)
-        items, dropped = limit(items, recipe.data.limit, recipe.seed)
-        audit.step("limit", n, len(items), dropped)
+        n = len(numbers)
+        numbers, dropped = limit(rows, numbers, recipe.data.limit, recipe.seed)
+        audit.step("limit", n, len(numbers), dropped)
         allowed = f"at most {recipe.data.limit} conversations a side, drawn by seed {recipe.seed}"
-        audit.notes.append(f"data.limit: {allowed}; {n - len(items)} left out")
-    return items
+        audit.notes.append(f"data.limit: {allowed}; {n - len(numbers)} left out")
+    return numbers
 
 
-def _report(format: Format, sides: dict[Side, list[Item]], audit: Audit, hashes: dict[str, str]) -> AuditReport:
-    conversations = [item.conversation for members in sides.values() for item in members]
+def _report(format: Format, rows: Rows, numbers: Numbers, audit: Audit, hashes: dict[str, str]) -> AuditReport:
+    labels = {c.answer for c in rows.each(numbers) if c.prompt} if format.name == "classification" else set()
     return AuditReport(
-        task=task_of(format, any(sum(m.role == "assistant" for m in c.messages) > 1 for c in conversations)),
-        labels=tuple(sorted({c.answer for c in conversations if c.prompt})) if format.name == "classification" else (),
+        task=task_of(format, bool(rows.has_several_answers[numbers].any())),
+        labels=tuple(sorted(labels)),
         format=format.name,
         fields=format.fields,
         steps=tuple(audit.steps),
-        sides={side: len(members) for side, members in sides.items()},
+        sides={side: len(rows.on(side, numbers)) for side in SIDES},
         counts=dict(sorted(audit.counts.items())),
         findings=tuple(audit.findings),
-        tokens=_tokens(sides["train"]),
+        tokens=_tokens(rows, rows.on("train", numbers)),
         hashes=hashes,
         notes=tuple(audit.notes),
     )
 
 
-def _tokens(train: list[Item]) -> dict[str, float]:
-    n_tokens = [item.n_tokens for item in train]
+def _tokens(rows: Rows, train: Numbers) -> dict[str, float]:
+    n_tokens = rows.n_tokens[train]
     return {
-        "n_tokens": sum(n_tokens),
-        "n_learned": sum(item.n_learned for item in train),
-        "longest": max(n_tokens, default=0),
-        "mean": sum(n_tokens) / len(train) if train else 0.0,
+        "n_tokens": int(n_tokens.sum()),
+        "n_learned": int(rows.n_learned[train].sum()),
+        "longest": int(n_tokens.max(initial=0)),
+        "mean": float(n_tokens.mean()) if len(train) else 0.0,
     }

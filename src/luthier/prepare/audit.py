@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from luthier.errors import DataError, Problem, printable
 from luthier.prepare.rows import Fault, Row
 from luthier.records import Finding, Severity, Step
 
+T = TypeVar("T")
 KEPT_OF_EACH = 5
 SHOWN = 10
 
@@ -42,6 +43,14 @@ class Audit:
 
     def warn(self, code: str, where: str, found: str, advice: str = "") -> None:
         self.find(code, "warning", where, found, advice)
+
+    def warn_each(self, code: str, found: Sequence[T], tell: Callable[[T], tuple[str, str, str]]) -> None:
+        """Count all that was found, and `tell` the place, what was found and the advice of those that are kept."""
+        kept = found[: max(KEPT_OF_EACH - self.counts[code], 0)]
+        for one in kept:
+            self.warn(code, *tell(one))
+        self.counts[code] += len(found) - len(kept)
+        self.counts = +self.counts
 
     def reject(self, row: Row, fault: Fault) -> None:
         """Put the row into quarantine: into the rejects, with everything it held."""

@@ -7,53 +7,43 @@ answers are labels, the same label. Rows that share only the prompt are no copie
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
-from luthier.conversation import Conversation
-from luthier.prepare.rows import Item
-from luthier.similar import SimilarTexts, normalised
+import numpy as np
 
-KEPT_FIRST = ("test", "validation", "train", None)
+from luthier.conversation import SIDES, Conversation
+from luthier.prepare.table import NO_SIDE, Numbers, Rows, firsts
+from luthier.similar import SimilarTexts
+
+KEPT_FIRST = (SIDES.index("test"), SIDES.index("validation"), SIDES.index("train"), NO_SIDE)
 """Of copies on several sides."""
 
 
-def dedupe(items: Sequence[Item], similarity: float, labelled: bool) -> tuple[list[Item], Counter[str]]:
-    """The items without copies, in their order, and how many were dropped, by reason."""
-    dropped: Counter[str] = Counter()
-    exact: dict[object, int] = {}
-    order = sorted(range(len(items)), key=lambda i: (KEPT_FIRST.index(items[i].side), i))
-    for i in order:
-        exact.setdefault(exact_key(items[i].conversation), i)
-    kept = list(exact.values())
-    dropped["exact copy"] = len(items) - len(kept)
+def dedupe(rows: Rows, numbers: Numbers, similarity: float, labelled: bool) -> tuple[Numbers, Counter[str]]:
+    """The rows without copies, and how many were dropped, by reason."""
+    ranks = np.array([KEPT_FIRST.index(side) for side in range(NO_SIDE, len(SIDES))])
+    order = numbers[np.lexsort((numbers, ranks[rows.side[numbers] - NO_SIDE]))]
+    kept = order[firsts(*(key[order] for key in rows.exact))]
+    dropped = Counter({"exact copy": len(order) - len(kept)})
     if 0 < similarity < 1:
         n = len(kept)
-        kept = _without_similar([items[i].conversation for i in kept], kept, similarity, labelled)
+        kept = _without_similar(rows, kept, similarity, labelled)
         dropped["near-duplicate"] = n - len(kept)
-    return [items[i] for i in sorted(kept)], dropped
+    return np.sort(kept), dropped
 
 
-def _without_similar(
-    conversations: list[Conversation], kept: list[int], similarity: float, labelled: bool
-) -> list[int]:
-    index = SimilarTexts(
-        ["\n".join(m.text for m in c.messages if m.role != "system") for c in conversations],
-        similarity,
-        space=["\n".join([*_system(c), c.answer if labelled else ""]) for c in conversations],
-    )
-    first: list[int] = []
-    for i in range(len(conversations)):
+def _without_similar(rows: Rows, order: Numbers, similarity: float, labelled: bool) -> Numbers:
+    index = SimilarTexts(similarity)
+    for conversation in rows.each(order):
+        turns = (m.text for m in conversation.messages if m.role != "system")
+        index.append("\n".join(turns), "\n".join([*_system(conversation), conversation.answer if labelled else ""]))
+    first = np.zeros(len(order), dtype=np.bool_)
+    for i in range(len(order)):
         if next(index.matches(i), None) is None:
             index.add(i)
-            first.append(kept[i])
-    return first
+            first[i] = True
+    return order[first]
 
 
 def _system(conversation: Conversation) -> list[str]:
     # A system text that all rows share would make short rows look alike.
     return [m.content for m in conversation.messages if m.role == "system"]
-
-
-def exact_key(conversation: Conversation) -> tuple[tuple[str, str], ...]:
-    """Equal for exact copies."""
-    return tuple((m.role, normalised(m.text)) for m in conversation.messages)

@@ -8,117 +8,134 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from luthier.conversation import SIDES, Conversation
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.conversation import SIDES, Side
 from luthier.errors import printable
 from luthier.prepare.audit import Audit
-from luthier.prepare.dedupe import exact_key
-from luthier.prepare.rows import Item
-from luthier.similar import SimilarTexts, normalised
+from luthier.prepare.table import Numbers, Rows, firsts, runs
+from luthier.similar import SimilarTexts
 
 ONE_ANSWER = 0.9
 
 
-def notice(items: Sequence[Item], similarity: float, new_tokens: Sequence[str], audit: Audit) -> None:
+def notice(rows: Rows, numbers: Numbers, similarity: float, new_tokens: Sequence[str], audit: Audit) -> None:
     """Look at all sides and at what lies across them."""
-    tokens(items, new_tokens, audit)
-    conversations = [item.conversation for item in items]
-    copies(conversations, audit)
-    contradictions(conversations, audit)
-    one_answer(conversations, audit)
-    leaks(items, similarity, audit)
+    tokens(rows, numbers, new_tokens, audit)
+    copies(rows, numbers, audit)
+    contradictions(rows, numbers, audit)
+    one_answer(rows, numbers, audit)
+    leaks(rows, numbers, similarity, audit)
 
 
-def tokens(items: Sequence[Item], new_tokens: Sequence[str], audit: Audit) -> None:
+def tokens(rows: Rows, numbers: Numbers, new_tokens: Sequence[str], audit: Audit) -> None:
     """How many rows of each side hold each new token."""
+    holding: Counter[tuple[str, Side]] = Counter()
+    for side in SIDES if new_tokens else ():
+        for conversation in rows.each(rows.on(side, numbers)):
+            texts = [m.content for m in conversation.messages]
+            holding.update((token, side) for token in new_tokens if any(token in text for text in texts))
     for token in new_tokens:
-        holding = Counter(i.side for i in items if any(token in m.content for m in i.conversation.messages))
-        counted = ", ".join(f"{holding[side]} {side}" for side in SIDES)
+        counted = ", ".join(f"{holding[token, side]} {side}" for side in SIDES)
         audit.notes.append(f"rows that hold the new token {printable(token)}: {counted}")
-        if not holding["train"]:
+        if not holding[token, "train"]:
             found = f"no training row holds the new token {printable(token)}"
             audit.warn("LU-D107", "model.new_tokens", found, "nothing will be learned of it: check its spelling")
 
 
-def copies(conversations: Sequence[Conversation], audit: Audit) -> None:
-    first: dict[object, str] = {}
-    for c in conversations:
-        original = first.setdefault(exact_key(c), c.source)
-        if original is not c.source:
-            audit.warn("LU-D037", c.source, f"an exact copy of {original}", "data.clean: [{use: dedupe}] drops copies")
+class Like(NamedTuple):
+    """A row, and an earlier one that it is like."""
+
+    row: int
+    other: int
 
 
-def contradictions(conversations: Sequence[Conversation], audit: Audit) -> None:
+def copies(rows: Rows, numbers: Numbers, audit: Audit) -> None:
+    one, other = rows.exact
+    again = ~firsts(one[numbers], other[numbers])
+    original = {int(one[numbers[run[0]]]): int(numbers[run[0]]) for run in runs(one[numbers])}
+    found = [Like(int(i), original[int(one[i])]) for i in numbers[again]]
+
+    def tell(copy: Like) -> tuple[str, str, str]:
+        advice = "data.clean: [{use: dedupe}] drops copies"
+        return rows[copy.row].source, f"an exact copy of {rows[copy.other].source}", advice
+
+    audit.warn_each("LU-D037", found, tell)
+
+
+def contradictions(rows: Rows, numbers: Numbers, audit: Audit) -> None:
     """The first other answer to each prompt."""
-    answers: dict[object, Conversation] = {}
-    told: set[object] = set()
-    for c in conversations:
-        *asked, answered = exact_key(c)
-        prompt = tuple(asked)
-        if not prompt or prompt in told:
-            continue
-        original = answers.setdefault(prompt, c)
-        if normalised(original.answer) != answered[1]:
-            told.add(prompt)
-            audit.warn(
-                "LU-D038",
-                c.source,
-                f"another answer to the prompt of {original.source}",
-                "put what decides between them into the prompt",
-            )
-
-
-def one_answer(conversations: Sequence[Conversation], audit: Audit) -> None:
-    counts = Counter(normalised(c.answer) for c in conversations)
-    _, n = counts.most_common(1)[0]
-    if n > ONE_ANSWER * len(conversations) and len(conversations) > 1:
-        audit.warn(
-            "LU-D040", "", f"{n} of {len(conversations)} answers are the same", "always giving it would score as well"
-        )
-
-
-def leaks(items: Sequence[Item], similarity: float, audit: Audit) -> None:
-    """Held-out prompts that the training side has too: one finding for each held-out row."""
-    train = [item.conversation for item in items if item.side == "train"]
-    for side in ("validation", "test"):
-        held_out = [item.conversation for item in items if item.side == side]
-        shared = _shared(held_out, train, similarity)
-        for c, original, copied in shared:
-            what = "prompt and answer are those" if copied else "prompt is nearly that"
-            advice = "data.clean: [{use: dedupe}] drops the training copy" if copied else ""
-            audit.warn("LU-D039", c.source, f"a {side} row whose {what} of {original.source} in train", advice)
-        if shared:
-            n, n_copies = len(held_out), sum(copied for _, _, copied in shared)
-            n_alike = len(shared) - n_copies
-            copies = f"{n_copies} of {n} {side} rows ({n_copies / n:.1%}) have an exact copy in train"
-            audit.notes.append(f"leak: {copies}, {n_alike} more ({n_alike / n:.1%}) nearly the same prompt")
-
-
-def _shared(
-    held_out: list[Conversation], train: list[Conversation], similarity: float
-) -> list[tuple[Conversation, Conversation, bool]]:
-    """Of each held-out row that leaks: it, its training row, and whether the two are exact copies."""
-    copies = {exact_key(c): c for c in reversed(train)}
-    prompts = {normalised(c.asked_text): c for c in reversed(train)}
-    near = _nearest(held_out, prompts, similarity)
+    asking = numbers[rows.has_prompt[numbers]]
     found = []
-    for c in held_out:
-        if copy := copies.get(exact_key(c)):
-            found.append((c, copy, True))
-        elif alike := prompts.get(normalised(c.asked_text)) or near.get(c.source):
-            found.append((c, alike, False))
-    return found
+    for run in runs(rows.asked[asking]):
+        other = run[rows.answer[asking[run]] != rows.answer[asking[run[0]]]]
+        if len(other):
+            found.append(Like(int(asking[other[0]]), int(asking[run[0]])))
+
+    def tell(two: Like) -> tuple[str, str, str]:
+        advice = "put what decides between them into the prompt"
+        return rows[two.row].source, f"another answer to the prompt of {rows[two.other].source}", advice
+
+    audit.warn_each("LU-D038", sorted(found), tell)
 
 
-def _nearest(
-    held_out: list[Conversation], prompts: dict[str, Conversation], similarity: float
-) -> dict[str, Conversation]:
-    """Source of a held-out row -> a training row whose prompt is similar."""
-    if not 0 < similarity < 1 or not prompts:
-        return {}
-    n, originals = len(prompts), list(prompts.values())
-    index = SimilarTexts([*prompts, *(c.asked_text for c in held_out)], similarity)
+def one_answer(rows: Rows, numbers: Numbers, audit: Audit) -> None:
+    _, counts = np.unique(rows.answer[numbers], return_counts=True)
+    n = int(counts.max())
+    if n > ONE_ANSWER * len(numbers) and len(numbers) > 1:
+        advice = "always giving it would score as well"
+        audit.warn("LU-D040", "", f"{n} of {len(numbers)} answers are the same", advice)
+
+
+def leaks(rows: Rows, numbers: Numbers, similarity: float, audit: Audit) -> None:
+    """Held-out prompts that the training side has too: one finding for each held-out row."""
+    train = rows.on("train", numbers)
+    for side in ("validation", "test"):
+        held_out = rows.on(side, numbers)
+        copied, alike = _shared(rows, held_out, train, similarity)
+        found = sorted([(like, True) for like in copied] + [(like, False) for like in alike])
+
+        def tell(shared: tuple[Like, bool], side: Side = side) -> tuple[str, str, str]:
+            (row, other), is_copy = shared
+            what = "prompt and answer are those" if is_copy else "prompt is nearly that"
+            advice = "data.clean: [{use: dedupe}] drops the training copy" if is_copy else ""
+            return rows[row].source, f"a {side} row whose {what} of {rows[other].source} in train", advice
+
+        audit.warn_each("LU-D039", found, tell)
+        if found:
+            n = len(held_out)
+            counted = f"{len(copied)} of {n} {side} rows ({len(copied) / n:.1%}) have an exact copy in train"
+            audit.notes.append(f"leak: {counted}, {len(alike)} more ({len(alike) / n:.1%}) nearly the same prompt")
+
+
+def _shared(rows: Rows, held_out: Numbers, train: Numbers, similarity: float) -> tuple[list[Like], list[Like]]:
+    """The held-out rows that are copies of training rows, and those whose prompt alone is (nearly) one's."""
+    copied, left = _equal(rows.exact[0], held_out, train)
+    alike, left = _equal(rows.asked_text, left, train)
+    return copied, alike + _near(rows, left, train, similarity)
+
+
+def _equal(key: NDArray[np.uint64], held_out: Numbers, train: Numbers) -> tuple[list[Like], Numbers]:
+    """The held-out rows that have a training row's key, with the first that has it; and the other rows."""
+    order = train[np.argsort(key[train], kind="stable")]
+    if not len(order):
+        return [], held_out
+    at = np.minimum(np.searchsorted(key[order], key[held_out]), len(order) - 1)
+    equal = key[order][at] == key[held_out]
+    return [Like(int(i), int(order[n])) for i, n in zip(held_out[equal], at[equal], strict=True)], held_out[~equal]
+
+
+def _near(rows: Rows, held_out: Numbers, train: Numbers, similarity: float) -> list[Like]:
+    """The held-out rows whose prompt is similar to one in train, with a row that has such a prompt."""
+    if not 0 < similarity < 1 or not len(held_out):
+        return []
+    distinct = train[firsts(rows.asked_text[train])]
+    n = len(distinct)
+    index = SimilarTexts(similarity, (c.asked_text for c in rows.each(np.concatenate([distinct, held_out]))))
     for i in range(n):
         index.add(i)
-    matches = ((c, next(index.matches(n + i), None)) for i, c in enumerate(held_out))
-    return {c.source: originals[match] for c, match in matches if match is not None}
+    matches = ((int(row), next(index.matches(n + i), None)) for i, row in enumerate(held_out))
+    return [Like(row, int(distinct[match])) for row, match in matches if match is not None]

@@ -52,8 +52,7 @@ class Row:
         return json.dumps(self.data, ensure_ascii=False, default=str) if self.raw is None else self.raw
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """A good row: its conversation, its side where one is known, and its length in tokens."""
 
     conversation: Conversation

@@ -8,89 +8,89 @@ taken as given.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
 
-from luthier.conversation import SIDES, Conversation, Side
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.conversation import SIDES, Side
 from luthier.errors import DataError
-from luthier.prepare.rows import Item
+from luthier.prepare.table import NO_SIDE, Numbers, Rows
 from luthier.settings import Split
-from luthier.similar import Groups, join_similar
+from luthier.similar import Groups, join_equal, join_similar
+
+TRAIN = SIDES.index("train")
 
 
-def split(items: Sequence[Item], how: Split, seed: int) -> tuple[list[Item], list[str]]:
-    """The items, each with a side, and notes on what was decided.
+def split(rows: Rows, numbers: Numbers, how: Split, seed: int) -> list[str]:
+    """Give each row its side; notes on what was decided.
 
     Raises DataError LU-D106 where the sides that are asked for cannot be filled.
     """
-    given = Counter(item.side for item in items if item.side)
+    sides = rows.side[numbers]
+    given = {side: int((sides == n).sum()) for n, side in enumerate(SIDES)}
     fractions: dict[Side, float] = {"validation": how.valid_fraction, "test": how.test_fraction}
     asked = {side: fraction for side, fraction in fractions.items() if fraction and not given[side]}
-    pool = [i for i, item in enumerate(items) if item.side in (None, "train")]
-    if not pool:
+    pool = numbers[(sides == NO_SIDE) | (sides == TRAIN)]
+    if not len(pool):
         advice = "add a source with split: train"
         raise DataError.of("LU-D106", "data.sources", "no row is for training: all are given to held-out sides", advice)
-    notes = [f"sides given: {', '.join(f'{given[s]} {s}' for s in SIDES if given[s])}"] if given else []
-    if not asked:
-        rest = sum(item.side is None for item in items)
-        notes += [f"{rest} rows of no given side are for training"] if rest else []
-        return [replace(item, side=item.side or "train") for item in items], notes
-    drawn, drawing = _draw([items[i].conversation for i in pool], asked, how.near_duplicate_similarity, seed)
-    sides = dict(zip(pool, drawn, strict=True))
-    return [replace(item, side=sides.get(i, item.side)) for i, item in enumerate(items)], notes + drawing
+    notes = [f"sides given: {', '.join(f'{given[s]} {s}' for s in SIDES if given[s])}"] if any(given.values()) else []
+    if asked:
+        return notes + _draw(rows, pool, asked, how.near_duplicate_similarity, seed)
+    rest = numbers[sides == NO_SIDE]
+    rows.side[rest] = TRAIN
+    return notes + ([f"{len(rest)} rows of no given side are for training"] if len(rest) else [])
 
 
-def _draw(
-    pool: list[Conversation], asked: dict[Side, float], similarity: float, seed: int
-) -> tuple[list[Side], list[str]]:
-    """A side for each conversation of the pool: the sides asked for, by their fractions, and train."""
-    groups = group(pool, similarity)
+def _draw(rows: Rows, pool: Numbers, asked: dict[Side, float], similarity: float, seed: int) -> list[str]:
+    """Draw a side for each row of the pool: the sides asked for, by their fractions, and train."""
+    group_of, n_groups = group(rows, pool, similarity)
     n_sides = len(asked) + 1
-    if len(groups) < n_sides or sum(asked.values()) >= 1:
-        found = (
-            f"{n_sides} sides cannot be drawn from {len(pool)} rows, which make {len(groups)} groups of unlike prompts"
-        )
+    if n_groups < n_sides or sum(asked.values()) >= 1:
+        found = f"{n_sides} sides cannot be drawn from {len(pool)} rows, which make {n_groups} groups of unlike prompts"
         advice = "add data, lower the fractions, raise near_duplicate_similarity, or give the sources their sides"
         raise DataError.of("LU-D106", "data.split", found, advice)
-    keys = [min(pool[i].family for i in members) for members in groups]
-    order = sorted(range(len(groups)), key=lambda g: draw_key(seed, keys[g]))
-    placed = _place([len(members) for members in groups], order, asked, len(pool))
-    side_of = {i: placed[g] for g, members in enumerate(groups) for i in members}
-    largest = max(map(len, groups))
-    note = f"drawn from {len(pool)} rows: {' and '.join(asked)}, by {len(groups)} groups"
-    return [side_of[i] for i in range(len(pool))], [
-        f"{note} of families and near-duplicate prompts; the largest holds {largest} rows"
-    ]
+    keys = [""] * n_groups  # the least name of a family in each group
+    for g, conversation in zip(group_of.tolist(), rows.each(pool), strict=True):
+        keys[g] = min(keys[g] or conversation.family, conversation.family)
+    draws = np.fromiter((int.from_bytes(draw_key(seed, key)[:8], "big") for key in keys), np.uint64)
+    sizes = np.bincount(group_of, minlength=n_groups)
+    rows.side[pool] = _place(sizes, np.argsort(draws), asked, len(pool))[group_of]
+    note = f"drawn from {len(pool)} rows: {' and '.join(asked)}, by {n_groups} groups"
+    return [f"{note} of families and near-duplicate prompts; the largest holds {sizes.max()} rows"]
 
 
-def _place(sizes: list[int], order: list[int], asked: dict[Side, float], n: int) -> dict[int, Side]:
-    """Group -> side: in the drawn order, each group goes where it still fits, else to train."""
-    room = {side: max(1, round(fraction * n)) for side, fraction in asked.items()}
-    placed: dict[int, Side] = {}
+def _place(sizes: NDArray[np.int64], order: NDArray[np.int64], asked: dict[Side, float], n: int) -> NDArray[np.int8]:
+    """(n_groups,) sides: in the drawn order, each group goes where it still fits, else to train."""
+    room = {SIDES.index(side): max(1, round(fraction * n)) for side, fraction in asked.items()}
+    placed = np.full(len(sizes), TRAIN, dtype=np.int8)
     for g in order:
-        placed[g] = next((side for side in room if sizes[g] <= room[side]), "train")
-        if placed[g] in room:
-            room[placed[g]] -= sizes[g]
-    for side in ("train", *asked):
-        if side not in placed.values():  # every group was too large for it, or fitted elsewhere
-            n_groups = Counter(placed.values())
-            richest = max(SIDES, key=lambda s: n_groups[s])
-            placed[min((g for g in order if placed[g] == richest), key=lambda g: sizes[g])] = side
+        side = next((side for side in room if sizes[g] <= room[side]), None)
+        if side is not None:
+            placed[g] = side
+            room[side] -= sizes[g]
+    for side in (TRAIN, *room):
+        if not (placed == side).any():  # every group was too large for it, or fitted elsewhere
+            richest = np.bincount(placed, minlength=len(SIDES)).argmax()
+            spare = order[placed[order] == richest]
+            placed[spare[sizes[spare].argmin()]] = side
     return placed
 
 
-def group(conversations: Sequence[Conversation], similarity: float) -> list[list[int]]:
-    """Positions that must stay on one side: of one family, or joined by prompts that are nearly the same."""
-    groups = Groups(len(conversations))
-    first: dict[str, int] = {}
-    for i, conversation in enumerate(conversations):
-        groups.join(i, first.setdefault(conversation.family, i))
-    join_similar(groups, [c.asked_text for c in conversations], similarity)
-    members: defaultdict[int, list[int]] = defaultdict(list)
-    for i in range(len(conversations)):
-        members[groups.root(i)].append(i)
-    return list(members.values())
+def group(rows: Rows, numbers: Numbers, similarity: float) -> tuple[NDArray[np.int64], int]:
+    """For each of the rows its group, in the order of their first rows, and how many groups there are.
+
+    Rows of one group must stay on one side: they are of one family, or joined by prompts that are nearly the same.
+    """
+    groups = Groups(len(numbers))
+    join_equal(groups, rows.family[numbers])
+    first = join_equal(groups, rows.asked_text[numbers])
+    if 0 < similarity < 1:
+        join_similar(groups, (c.asked_text for c in rows.each(numbers[first])), first.tolist(), similarity)
+    roots = np.array([groups.root(i) for i in range(len(numbers))], dtype=np.int64)
+    found, group_of = np.unique(roots, return_inverse=True)
+    return group_of, len(found)
 
 
 def draw_key(seed: int, key: str) -> bytes:
@@ -98,12 +98,13 @@ def draw_key(seed: int, key: str) -> bytes:
     return hashlib.sha256(f"{seed}:{key}".encode()).digest()
 
 
-def limit(items: Sequence[Item], at_most: int, seed: int) -> tuple[list[Item], Counter[str]]:
-    """At most so many items of each side, drawn by seed, in their order; and how many were left out."""
-    by_side: defaultdict[str | None, list[int]] = defaultdict(list)
-    for i, item in enumerate(items):
-        by_side[item.side].append(i)
-    kept = set()
-    for members in by_side.values():
-        kept.update(sorted(members, key=lambda i: draw_key(seed, "limit:" + items[i].conversation.id))[:at_most])
-    return [items[i] for i in sorted(kept)], Counter({"over data.limit": len(items) - len(kept)})
+def limit(rows: Rows, numbers: Numbers, at_most: int, seed: int) -> tuple[Numbers, Counter[str]]:
+    """At most so many rows of each side, drawn by seed, in their order; and how many were left out."""
+    kept = []
+    for side in SIDES:
+        members = rows.on(side, numbers)
+        ids = [c.id for c in rows.each(members)] if len(members) > at_most else []
+        order = sorted(range(len(ids)), key=lambda i: draw_key(seed, "limit:" + ids[i]))
+        kept.append(members[order[:at_most]] if ids else members)
+    found = np.sort(np.concatenate(kept))
+    return found, Counter({"over data.limit": len(numbers) - len(found)})

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from luthier import recipe as recipes
-from luthier.conversation import Conversation, Side, read_conversations
+from luthier.conversation import SIDES, Conversation, Message, Side, read_conversations
 from luthier.errors import DataError, Problem
 from luthier.files import write_atomically
 from luthier.metric import Sample
-from luthier.prepare.rows import Item
 from luthier.prepare.split import draw_key, limit, split
+from luthier.prepare.table import Rows
 from luthier.records import AuditReport
 from luthier.settings import FormatName, Recipe, Rule, Source, Split, fingerprint
 from luthier.stats import MIN_CLUSTERS
@@ -36,10 +36,15 @@ from luthier.store import stage_record
 Part = Literal["choose", "report"]
 VALID_FRACTION = 0.05
 """Of the training side, where the recipe draws no validation side of its own."""
-FIELDS: dict[FormatName, dict[str, str]] = {
-    "messages": {"messages": "nested.messages"},
-    "classification": {"text": "nested.text", "label": "nested.label", "system": "nested.system"},
-    "text": {"text": "nested.text"},
+FIELDS = {
+    name: {field: f"nested.{field}" for field in fields}
+    for name, fields in (
+        ("messages", ("messages", "tools")),
+        ("preference", ("prompt", "chosen", "rejected", "tools")),
+        ("classification", ("text", "label", "system")),
+        ("text", ("text",)),
+        ("tokens", ("input_ids", "labels")),
+    )
 }
 """Names that no tag has: the other columns of a row are its tags."""
 
@@ -73,8 +78,9 @@ def make_nest(recipe: Recipe, origin: Path, prepared: Path, workspace: Path, hel
     first = _draw([c for c in train if _kind(c, audit) in tested], how, recipe.seed)
     halves = _draw(first["test"], how.model_copy(update={"valid_fraction": 0.0, "test_fraction": 0.5}), recipe.seed)
     parts = {"train": first["train"] + learned_only, "validation": first["validation"]}
-    for part, side in (("choose", "train"), ("report", "test")):
-        parts[part] = _at_most(halves[side], recipe.evaluate.limit, recipe.seed)
+    parts["choose"], parts["report"] = (
+        _at_most(half, recipe.evaluate.limit, recipe.seed) for half in (halves["train"], halves["test"])
+    )
     _check(parts, recipe.evaluate.cluster_by, prepared)
     drawn = fingerprint([record.key, held_out, recipe.evaluate.limit])[:6]
     return Nest(workspace / "trials" / f"{recipe.name}-{drawn}", recipe, origin.resolve(), audit, parts)
@@ -131,18 +137,17 @@ def _given(recipe: Recipe) -> Split:
     return recipe.data.split.model_copy(update={"by": by, "valid_fraction": 0.0, "test_fraction": 0.0})
 
 
-def _draw(conversations: Sequence[Conversation], how: Split, seed: int) -> dict[str, list[Conversation]]:
-    items, _ = split([Item(c, None, 0, 0) for c in conversations], how, seed)
-    sides: dict[str, list[Conversation]] = defaultdict(list)
-    for item in items:
-        sides[item.side or "train"].append(item.conversation)
-    return sides
+def _draw(conversations: Sequence[Conversation], how: Split, seed: int) -> dict[Side, list[Conversation]]:
+    rows = Rows.of(conversations)
+    split(rows, rows.numbers, how, seed)
+    return {side: list(rows.each(rows.on(side, rows.numbers))) for side in SIDES}
 
 
 def _at_most(conversations: Sequence[Conversation], n: int | None, seed: int) -> list[Conversation]:
     """`evaluate.limit`, drawn once: by the seed of each trial, no two of them would be asked the same."""
-    items, _ = limit([Item(c, None, 0, 0) for c in conversations], n or len(conversations), seed)
-    return [item.conversation for item in items]
+    rows = Rows.of(conversations, "test")
+    kept, _ = limit(rows, rows.numbers, n or len(conversations), seed)
+    return list(rows.each(kept))
 
 
 def _check(parts: dict[str, list[Conversation]], cluster_by: str | None, prepared: Path) -> None:
@@ -190,17 +195,36 @@ def _write(nest: Nest, side: Side, name: str, conversations: Sequence[Conversati
 
 def _kind(conversation: Conversation, audit: AuditReport) -> FormatName:
     roles = [m.role for m in conversation.messages if m.role != "system"]
+    if conversation.tokens:
+        return "tokens"
     if roles[0] == "text":
         return "text"
+    if conversation.rejected:
+        return "preference"
     return "classification" if audit.format == "classification" and roles == ["user", "assistant"] else "messages"
 
 
-def _row(conversation: Conversation, kind: str) -> dict[str, Any]:
-    tags = conversation.model_dump(mode="json")["tags"]
-    messages = [m.model_dump(exclude_none=True) for m in conversation.messages]
+def _row(conversation: Conversation, kind: FormatName) -> dict[str, Any]:
+    fields, tags = FIELDS[kind], conversation.model_dump(mode="json")["tags"]
+    return {**{fields[name]: value for name, value in _values(conversation, kind).items()}, **tags}
+
+
+def _values(conversation: Conversation, kind: FormatName) -> dict[str, Any]:
+    messages, tools = [_turn(m) for m in conversation.messages], list(conversation.tools)
+    if kind == "tokens":
+        ids, learn = conversation.tokens.ids, conversation.tokens.learn  # type: ignore[union-attr]
+        labels = [id_ if learned else -100 for id_, learned in zip(ids, learn, strict=True)]
+        return {"input_ids": ids, "labels": labels}
     if kind == "messages":
-        return {"nested.messages": messages, **tags}
+        return {"messages": messages, "tools": tools}
+    if kind == "preference":
+        rejected = [_turn(m) for m in conversation.rejected]
+        return {"prompt": messages[:-1], "chosen": messages[-1:], "rejected": rejected, "tools": tools}
     if kind == "text":
-        return {"nested.text": messages[0]["content"], **tags}
+        return {"text": messages[0]["content"]}
     *system, asked, answered = (m["content"] for m in messages)
-    return {"nested.text": asked, "nested.label": answered, "nested.system": system[0] if system else None, **tags}
+    return {"text": asked, "label": answered, "system": system[0] if system else None}
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    return message.as_openai() | ({} if message.learn is None else {"learn": message.learn})

@@ -1,0 +1,187 @@
+"""The good rows: each conversation a line of a temporary file, and what the steps compare of it as numbers in memory.
+
+A row takes 64 bytes of memory, however long it is. Steps speak of rows by number, and give back the numbers that they
+leave; only `side` is changed. Hashes stand for texts: of 64 bits, and of 128 where rows are dropped by them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.conversation import SIDES, Conversation, Side
+from luthier.similar import normalised
+
+Numbers = NDArray[np.int64]
+"""Rows, by number, in ascending order."""
+NO_SIDE = -1
+
+
+class Rows:
+    """Append all rows, then ask."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed with the rows
+        self._ends, self._written = array("Q"), 0
+        self._side, self._tokens, self._flags = array("b"), array("I"), array("B")
+        self._hashes = array("Q")
+
+    @classmethod
+    def of(cls, conversations: Iterable[Conversation], side: Side | None = None) -> Rows:
+        rows = cls()
+        for conversation in conversations:
+            rows.append(conversation, side, 0, 0)
+        return rows
+
+    def append(self, conversation: Conversation, side: Side | None, n_tokens: int, n_learned: int) -> None:
+        line = conversation.model_dump_json(exclude_defaults=True).encode("utf-8", "surrogatepass")
+        self._written += self._file.write(line + b"\n")
+        self._ends.append(self._written)
+        self._side.append(SIDES.index(side) if side else NO_SIDE)
+        self._tokens.extend((n_tokens, n_learned))
+        key = exact_key(conversation)
+        exact = _digest("\0".join(f"{role}\1{text}" for role, text in key), 16)
+        asked = "\0".join(f"{role}\1{text}" for role, text in key[:-1])
+        family = conversation.family
+        self._hashes.extend(
+            (
+                int.from_bytes(exact[:8], "big"),
+                int.from_bytes(exact[8:], "big"),
+                _hash64(asked),
+                _hash64(key[-1][1]),
+                _hash64(normalised(conversation.asked_text)),
+                _hash64(family),
+            )
+        )
+        n_answers = sum(m.role == "assistant" for m in conversation.messages)
+        flags = (bool(asked), n_answers > 1, bool(conversation.rejected), conversation.rating is False)
+        self._flags.append(sum(flag << n for n, flag in enumerate(flags)))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: int) -> Conversation:
+        start = self._ends[i - 1] if i else 0
+        self._file.seek(start)
+        return Conversation.model_validate_json(self._file.read(self._ends[i] - start))
+
+    def each(self, numbers: Sequence[int] | Numbers) -> Iterator[Conversation]:
+        return (self[int(i)] for i in numbers)
+
+    @property
+    def numbers(self) -> Numbers:
+        return np.arange(len(self))
+
+    # -- columns (n,) --------------------------------------------------------------------------------------
+
+    @cached_property
+    def side(self) -> NDArray[np.int8]:
+        """Into SIDES; NO_SIDE where none is given."""
+        return np.frombuffer(self._side, dtype=np.int8) if self._side else np.zeros(0, dtype=np.int8)
+
+    def on(self, side: Side, numbers: Numbers) -> Numbers:
+        found: Numbers = numbers[self.side[numbers] == SIDES.index(side)]
+        return found
+
+    @cached_property
+    def n_tokens(self) -> NDArray[np.uint32]:
+        return self._of_tokens(0)
+
+    @cached_property
+    def n_learned(self) -> NDArray[np.uint32]:
+        return self._of_tokens(1)
+
+    def _of_tokens(self, k: int) -> NDArray[np.uint32]:
+        return np.frombuffer(self._tokens, dtype=np.uint32).reshape(-1, 2)[:, k]
+
+    @cached_property
+    def _table(self) -> NDArray[np.uint64]:
+        return np.frombuffer(self._hashes, dtype=np.uint64).reshape(-1, 6)
+
+    @property
+    def exact(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """Equal for exact copies: all turns but for white space."""
+        return self._table[:, 0], self._table[:, 1]
+
+    @property
+    def asked(self) -> NDArray[np.uint64]:
+        """Of all turns before the last answer."""
+        return self._table[:, 2]
+
+    @property
+    def answer(self) -> NDArray[np.uint64]:
+        return self._table[:, 3]
+
+    @property
+    def asked_text(self) -> NDArray[np.uint64]:
+        """Of what two rows may not share across sides."""
+        return self._table[:, 4]
+
+    @property
+    def family(self) -> NDArray[np.uint64]:
+        return self._table[:, 5]
+
+    def _flag(self, n: int) -> NDArray[np.bool_]:
+        return (np.frombuffer(self._flags, dtype=np.uint8) >> n & 1).astype(np.bool_)
+
+    @property
+    def has_prompt(self) -> NDArray[np.bool_]:
+        return self._flag(0)
+
+    @property
+    def has_several_answers(self) -> NDArray[np.bool_]:
+        return self._flag(1)
+
+    @property
+    def is_pair(self) -> NDArray[np.bool_]:
+        return self._flag(2)
+
+    @property
+    def is_rated_bad(self) -> NDArray[np.bool_]:
+        return self._flag(3)
+
+
+def exact_key(conversation: Conversation) -> tuple[tuple[str, str], ...]:
+    """Equal for exact copies."""
+    return tuple((m.role, normalised(m.text)) for m in conversation.messages)
+
+
+def firsts(*keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """(n,) Of n rows in their order, with keys (n,) each: whether none before has the same keys."""
+    n = len(keys[0])
+    found = np.zeros(n, dtype=np.bool_)
+    by_key = np.lexsort((np.arange(n), *keys))
+    found[by_key[_changes(*(key[by_key] for key in keys))]] = True
+    return found
+
+
+def runs(key: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
+    """Of rows with a key (n,) each, those of one key, in their order, where there are several."""
+    by_key = np.argsort(key, kind="stable")
+    begins = np.flatnonzero(_changes(key[by_key]))
+    lengths = np.diff(np.append(begins, len(key)))
+    for begin, length in zip(begins[lengths > 1], lengths[lengths > 1], strict=True):
+        yield by_key[begin : begin + length]
+
+
+def _changes(*keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Of keys in sorted order: whether each place begins a new one."""
+    new = np.ones(len(keys[0]), dtype=np.bool_)
+    if len(new):
+        new[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
+    return new
+
+
+def _digest(text: str, n_bytes: int) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=n_bytes).digest()
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(_digest(text, 8), "big")
