@@ -30,6 +30,9 @@ from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from luthier.conversation import Conversation, Message
 from luthier.conversation import Tokens as GivenTokens
 from luthier.errors import DataError, ModelError
@@ -103,7 +106,7 @@ class Encoder:
         self._private = {name: f"{OPEN}{i}{CLOSE}" if name in self._all else name for i, name in enumerate(added)}
         self._template = Template(tokenizer, self._all, self._special)
         self._added_or_guard = any_of({*self._all, GUARD})
-        self._twin, self._to_real = _twin(backend, self._private, {n: id_ for n, (id_, _) in added.items()})
+        self._twin, self._real = _twin(backend, self._private, {n: id_ for n, (id_, _) in added.items()})
 
     def __call__(self, conversation: Conversation) -> Encoded:
         """Raises DataError with one of LU-D046, LU-D047, LU-D050, LU-D052, LU-D054 to LU-D057."""
@@ -284,14 +287,20 @@ class Encoder:
             ids = [*opening, *encoding.ids, self.tokenizer.eos_token_id]
             return ids, [False] * len(opening) + [True] * (len(encoding.ids) + 1)
 
-        def is_learned(start: int, stop: int) -> bool:
-            name = named.find(OPEN, start, stop)  # such a token may have swallowed white space that is not its own
-            return bool(learned[name]) if name >= 0 else learned.find(1, start, stop) >= 0
-
-        return self._ids(encoding), [is_learned(*span) for span in encoding.offsets]
+        spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        before = np.concatenate([[0], np.cumsum(np.frombuffer(learned, dtype=np.uint8))])
+        found = before[spans[:, 1]] > before[spans[:, 0]]
+        # The template's tokens may have swallowed white space that is not their own: their names alone decide.
+        names = np.flatnonzero(np.frombuffer(named.encode("utf-32-le"), dtype=np.uint32) == ord(OPEN))
+        names = np.append(names, len(named))
+        name = names[np.searchsorted(names, spans[:, 0])]
+        named_ones = name < spans[:, 1]
+        found[named_ones] = np.frombuffer(learned, dtype=np.bool_)[name[named_ones]]
+        return self._ids(encoding), found.tolist()
 
     def _ids(self, encoding: Any) -> list[int]:
-        return [self._to_real.get(id_, id_) for id_ in encoding.ids]
+        found: list[int] = self._real[encoding.ids].tolist() if encoding.ids else []
+        return found
 
 
 def _given(tokens: GivenTokens) -> Tokens:
@@ -311,15 +320,15 @@ def _refuse_private(texts: Iterable[str], fail: Fail) -> None:
         raise fail("LU-D052", found="holds the private-use characters U+F8F0 to U+F8F2", advice="remove them")
 
 
-def _twin(backend: Any, private: dict[str, str], ids: dict[str, int]) -> tuple[Any, dict[int, int]]:
-    """A copy of the tokenizer that knows its added tokens by private names only, and twin id -> real id."""
+def _twin(backend: Any, private: dict[str, str], ids: dict[str, int]) -> tuple[Any, NDArray[np.int64]]:
+    """A copy of the tokenizer that knows its added tokens by private names only, and its ids' real ones."""
     return _twin_of(backend.to_str(), tuple(private.items()), tuple(ids.items()))
 
 
 @lru_cache(maxsize=2)  # every stage of a run makes an encoder
 def _twin_of(
     tokenizer: str, names: tuple[tuple[str, str], ...], added: tuple[tuple[str, int], ...]
-) -> tuple[Any, dict[int, int]]:
+) -> tuple[Any, NDArray[np.int64]]:
     from tokenizers import Tokenizer
 
     settings, private, ids = json.loads(tokenizer), dict(names), dict(added)
@@ -334,4 +343,7 @@ def _twin_of(
     settings["post_processor"] = None  # ours is text without BOS; also, ByteLevel would trim the offsets
     settings["truncation"] = settings["padding"] = None
     twin: Any = Tokenizer.from_str(json.dumps(settings))
-    return twin, {twin.token_to_id(alias): ids[name] for name, alias in private.items()}
+    to_real = {twin.token_to_id(alias): ids[name] for name, alias in private.items()}
+    real = np.arange(max([twin.get_vocab_size(), *to_real, *twin.get_vocab().values()]) + 1)
+    real[list(to_real)] = list(to_real.values())
+    return twin, real

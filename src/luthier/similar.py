@@ -97,7 +97,7 @@ class SimilarTexts:
         self._file.seek(0, 2)
         self._file.write(found.tobytes())
         self._ends.append((self._ends[-1] if self._ends else 0) + len(found))
-        np.add.at(self._seen, found % _SEEN, 1)
+        self._seen[found % _SEEN] += 1
 
     def __len__(self) -> int:
         return len(self._ends)

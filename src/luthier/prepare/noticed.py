@@ -93,10 +93,13 @@ def one_answer(rows: Rows, numbers: Numbers, audit: Audit) -> None:
 def leaks(rows: Rows, numbers: Numbers, similarity: float, audit: Audit) -> None:
     """Held-out prompts that the training side has too: one finding for each held-out row."""
     train = rows.on("train", numbers)
-    for side in ("validation", "test"):
-        held_out = rows.on(side, numbers)
-        copied, alike = _shared(rows, held_out, train, similarity)
-        found = sorted([(like, True) for like in copied] + [(like, False) for like in alike])
+    copied, left = _equal(rows.exact[0], numbers[rows.side[numbers] != SIDES.index("train")], train)
+    alike, left = _equal(rows.asked_text, left, train)
+    alike += _near(rows, left, train, similarity)
+    for side in SIDES[1:]:
+        n, of = len(rows.on(side, numbers)), SIDES.index(side)
+        found = sorted((like, is_copy) for is_copy, likes in ((True, copied), (False, alike)) for like in likes)
+        found = [(like, is_copy) for like, is_copy in found if rows.side[like.row] == of]
 
         def tell(shared: tuple[Like, bool], side: Side = side) -> tuple[str, str, str]:
             (row, other), is_copy = shared
@@ -106,16 +109,10 @@ def leaks(rows: Rows, numbers: Numbers, similarity: float, audit: Audit) -> None
 
         audit.warn_each("LU-D039", found, tell)
         if found:
-            n = len(held_out)
-            counted = f"{len(copied)} of {n} {side} rows ({len(copied) / n:.1%}) have an exact copy in train"
-            audit.notes.append(f"leak: {counted}, {len(alike)} more ({len(alike) / n:.1%}) nearly the same prompt")
-
-
-def _shared(rows: Rows, held_out: Numbers, train: Numbers, similarity: float) -> tuple[list[Like], list[Like]]:
-    """The held-out rows that are copies of training rows, and those whose prompt alone is (nearly) one's."""
-    copied, left = _equal(rows.exact[0], held_out, train)
-    alike, left = _equal(rows.asked_text, left, train)
-    return copied, alike + _near(rows, left, train, similarity)
+            n_copies = sum(is_copy for _, is_copy in found)
+            n_alike = len(found) - n_copies
+            counted = f"{n_copies} of {n} {side} rows ({n_copies / n:.1%}) have an exact copy in train"
+            audit.notes.append(f"leak: {counted}, {n_alike} more ({n_alike / n:.1%}) nearly the same prompt")
 
 
 def _equal(key: NDArray[np.uint64], held_out: Numbers, train: Numbers) -> tuple[list[Like], Numbers]:
