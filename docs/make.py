@@ -1,4 +1,5 @@
-"""Writes docs/recipe.md from the recipe's own tree, so that page and program cannot disagree: `make docs`."""
+"""Writes docs/recipe.md from the recipe's own tree, and the tables of docs/migrate.md from the rules of migration, so
+that page and program cannot disagree: `make docs`."""
 
 from __future__ import annotations
 
@@ -12,9 +13,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from luthier.migrate import PEERS
+from luthier.migrate.engine import Rule, Table
+from luthier.migrate.llamafactory_data import DATASET, INFO
 from luthier.settings import Recipe
 
 PAGE = Path(__file__).with_name("recipe.md")
+MIGRATE_PAGE = Path(__file__).with_name("migrate.md")
 HEAD = """# The recipe: every setting
 
 Written by `make docs` from `luthier/settings/`. Recipes are YAML 1.2, read strictly: an unknown setting or a number in
@@ -108,6 +113,45 @@ def _either(texts: list[str]) -> str:
     return " or ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
 
 
+# -- docs/migrate.md ---------------------------------------------------------------------------------------
+
+
+def migrate_page(text: str) -> str:
+    """The page with the tables of keys between its marks."""
+    for key, peer in PEERS.items():
+        marks = re.compile(rf"(<!-- keys of {key} -->\n).*?(<!-- end of keys -->)", flags=re.DOTALL)
+        assert marks.search(text), f"no place for the keys of {key}"
+        found = [*_tables(peer.table), *(_tables(DATASET, f"{INFO}: NAME.") if key == "llamafactory" else ())]
+        tables = "\n".join("".join(_keys(table, title)) for title, table in found)
+        text = marks.sub(lambda found, tables=tables: f"{found[1]}\n{tables}\n{found[2]}", text)
+    return text
+
+
+def _tables(table: Table, title: str = "") -> Iterator[tuple[str, Table]]:
+    """The table, and those of the mappings inside, each once."""
+    yield title, table
+    inner: dict[int, tuple[list[str], Table]] = {}
+    for key, rule in table.items():
+        if rule.inner is not None:
+            inner.setdefault(id(rule.inner), ([], rule.inner))[0].append(key)
+    for names, one in inner.values():
+        yield from _tables(one, f"{title}{', '.join(names)}.")
+
+
+def _keys(table: Table, title: str) -> Iterator[str]:
+    if title:
+        yield f"In `{title.rstrip('.')}`:\n\n"
+    yield "| key | becomes |\n|---|---|\n"
+    rules: dict[int, tuple[list[str], Rule]] = {}
+    for key, rule in table.items():
+        rules.setdefault(id(rule), ([], rule))[0].append(key)
+    for names, rule in sorted(rules.values(), key=lambda found: not found[1].doc.startswith("`")):
+        said = ", ".join(rule.default) if isinstance(rule.default, list) else rule.default
+        default = f"; where nothing is said: {said}" if said not in (None, False) else ""
+        yield f"| {', '.join(f'`{name}`' for name in names)} | {_line(rule.doc)}{default} |\n"
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    print(PAGE)
+    MIGRATE_PAGE.write_text(migrate_page(MIGRATE_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(PAGE, MIGRATE_PAGE, sep="\n")

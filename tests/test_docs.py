@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -12,12 +13,27 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "RESULTS.md"]
 
 
-def test_the_settings_page_is_written_from_the_recipe() -> None:
+@pytest.fixture(scope="module")
+def make() -> ModuleType:
     spec = importlib.util.spec_from_file_location("make_docs", ROOT / "docs" / "make.py")
     assert spec and spec.loader
-    make = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_settings_page_is_written_from_the_recipe(make: ModuleType) -> None:
     assert (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8") == make.page(), "run make docs"
+
+
+def test_the_tables_of_peers_keys_are_written_from_the_rules(make: ModuleType) -> None:
+    text = (ROOT / "docs" / "migrate.md").read_text(encoding="utf-8")
+    assert text == make.migrate_page(text), "run make docs"
+    from luthier.migrate import PEERS
+
+    for key, peer in PEERS.items():
+        table = text[text.index(f"<!-- keys of {key} -->") :].partition("<!-- end of keys -->")[0]
+        assert not [name for name in peer.table if f"`{name}`" not in table]
 
 
 def test_every_setting_is_described() -> None:

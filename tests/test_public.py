@@ -30,6 +30,7 @@ def run(code: str, *args: str) -> subprocess.CompletedProcess[str]:
         "luthier.conversation",
         "luthier.metric",
         "luthier.starter",
+        "luthier.migrate",
     ],
 )
 def test_importing_it_imports_nothing_heavy(module: str) -> None:

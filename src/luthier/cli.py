@@ -117,6 +117,34 @@ def init(
 
 
 @app.command()
+def migrate(
+    files: Annotated[
+        list[Path], typer.Argument(help="axolotl.yml, trl.yaml, or llamafactory.yaml with its dataset_info.json.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="The recipe; else recipe.yaml beside the configuration.")] = None,
+    peer: Annotated[str | None, typer.Option(help="Whose it is, where that cannot be told from its keys.")] = None,
+    devices: Annotated[int | None, typer.Option(help="That the peer trained on; else one is assumed.", min=1)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a recipe that is there.")] = False,
+    as_json: Json = False,
+    quiet: Quietly = False,
+) -> None:
+    """Turn the configuration of Axolotl, LLaMA-Factory or TRL into a recipe, and say what became of every key."""
+    from luthier import show
+    from luthier.migrate import PEERS
+    from luthier.migrate import migrate as migrated
+
+    if peer is not None and peer not in PEERS:
+        raise typer.BadParameter(f"--peer is one of {', '.join(PEERS)}")
+    found, path = migrated(files, out, peer=peer, devices=devices, force=force)
+    if as_json:
+        print(json.dumps({"recipe": str(path), **found.told()}))
+    else:
+        if not quiet:
+            show.migration(found)
+        print(path)
+
+
+@app.command()
 def check(
     target: Target,
     settings: Set = None,

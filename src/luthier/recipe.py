@@ -17,10 +17,8 @@ from pydantic import BaseModel, ValidationError
 from luthier.errors import Problem, RecipeError, did_you_mean, printable
 from luthier.plugins import METRICS, Registry
 from luthier.settings import HUMAN_PREFERENCE, Judge, Peft, Recipe, Use, located, metric_name
-from luthier.strict_yaml import dump_yaml, parse_yaml
+from luthier.strict_yaml import dump_yaml, parse_yaml, read_mapping
 from luthier.techniques import TECHNIQUES, check_params
-
-MAX_RECIPE_BYTES = 1 << 20
 
 
 def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -34,20 +32,7 @@ def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
 
 def read_tree(path: Path) -> dict[str, Any]:
     """The settings that a recipe's file holds, unchecked. Raises RecipeError LU-R001 to LU-R005."""
-    if not path.is_file():
-        raise RecipeError.of("LU-R001", str(path), "no such recipe file", "luthier init writes one to start from")
-    if path.stat().st_size > MAX_RECIPE_BYTES:
-        raise RecipeError.of("LU-R002", str(path), f"is over {MAX_RECIPE_BYTES} bytes; this is no recipe")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecipeError.of(
-            "LU-R002", f"{path}: byte {error.start}", "is not UTF-8", "save the recipe as UTF-8"
-        ) from None
-    tree = parse_yaml(text, str(path))
-    if not isinstance(tree, dict):
-        raise RecipeError.of("LU-R002", str(path), f"a recipe is a mapping of settings, this is {_kind(tree)}")
-    return tree
+    return read_mapping(path, "a recipe", "luthier init writes one to start from")
 
 
 def override(tree: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
@@ -264,7 +249,3 @@ def _is_number(text: str) -> bool:
         return not math.isnan(float(text))
     except ValueError:
         return False
-
-
-def _kind(value: Any) -> str:
-    return {list: "a list", str: "a text", type(None): "empty"}.get(type(value), type(value).__name__)

@@ -20,6 +20,8 @@ from luthier.records import AdviceReport, AuditReport, Comparison, EvalReport, R
 from luthier.settings import Recipe
 
 if TYPE_CHECKING:
+    from luthier.migrate import Migration
+    from luthier.migrate.engine import Entry
     from luthier.models import Base
     from luthier.power import Gate, Pilot, Plan
     from luthier.target import Run
@@ -206,6 +208,40 @@ def masks(base: Base, prepared: Path, n: int) -> None:
             shown = _as_said(tokenizer.decode([token])).replace("\n", "\\n\n")
             line.append(shown, style="black on green underline" if learned else "dim")
         console.print(line)
+
+
+FATES = {
+    "not_supported": ("not supported", "bold red"),
+    "unknown": ("unknown", "bold yellow"),
+    "carried": ("carried", "bold green"),
+    "no_effect": ("no effect here", "dim"),
+}
+
+
+def migration(found: Migration) -> None:
+    """Every key of a peer's file under what became of it, what needs a person first; then what nobody said."""
+    for state, (title, style) in FATES.items():
+        if entries := found.of(state):
+            console.print(Text(f"{title}: {len(entries)} of {len(found.entries)} keys", style=style))
+            console.print(_fates(entries))
+    if found.assumed:
+        console.print(Text(f"{found.peer}'s defaults, of keys that are not there", style="bold"))
+        console.print(_fates(found.assumed))
+    for note in found.notes:
+        console.print(f"note: {escape(note)}")
+
+
+def _fates(entries: Sequence[Entry]) -> Table:
+    table = Table("key", "value", "setting", "why", show_header=False, box=None, padding=(0, 2, 0, 2))
+    for entry in entries:
+        fate = entry.fate
+        made = _listed([f"{place}: {_as_yaml(value)}" for place, value in fate.settings.items()])
+        table.add_row(*map(escape, (entry.name, entry.shown, made, printable(fate.said, 400))))
+    return table
+
+
+def _as_yaml(value: object) -> str:
+    return printable(json.dumps(value, ensure_ascii=False), 60)
 
 
 def runs(found: Sequence[tuple[Run, dict[str, RunRecord]]], as_json: bool) -> None:

@@ -4,14 +4,41 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 from luthier.errors import RecipeError, first_line, printable
 
+MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
 """Values in a recipe, those of an alias counted wherever it stands."""
 MAX_DEPTH = 64
 PLAIN_TAG = r"tag:yaml\.org,2002:(?!python|ruby|java|perl).*"
+
+
+def read_mapping(path: Path, what: str, advice: str = "") -> dict[str, Any]:
+    """The mapping that a YAML file holds: `what` it should be. Raises RecipeError LU-R001 to LU-R005."""
+    tree = parse_yaml(read_text(path, what, advice), str(path))
+    if not isinstance(tree, dict):
+        raise RecipeError.of("LU-R002", str(path), f"{what} is a mapping of settings, this is {_kind(tree)}")
+    return tree
+
+
+def read_text(path: Path, what: str, advice: str = "") -> str:
+    """The text of a file that is small and UTF-8. Raises RecipeError LU-R001, LU-R002."""
+    if not path.is_file():
+        raise RecipeError.of("LU-R001", str(path), f"no such {what.removeprefix('a ')} file", advice)
+    if path.stat().st_size > MAX_BYTES:
+        raise RecipeError.of("LU-R002", str(path), f"is over {MAX_BYTES} bytes; this is no {what.removeprefix('a ')}")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = f"{path}: byte {error.start}"
+        raise RecipeError.of("LU-R002", found, "is not UTF-8", "save it as UTF-8") from None
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", str: "a text", type(None): "empty"}.get(type(value), type(value).__name__)
 
 
 def parse_yaml(text: str, where: str) -> Any:

@@ -1,0 +1,80 @@
+"""Where a peer's data lie: files, folders, data sets on the hub, and what becomes of each.
+
+All three peers name data as `datasets.load_dataset` does: a path or a hub name, or a way to read files together with
+the files themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePath
+
+from luthier.migrate.engine import Fate, Rule, View
+from luthier.migrate.kinds import anything, names, text
+from luthier.migrate.rules import no_effect, not_supported
+
+HUB_NAMES = False
+"""Whether a source may be `hub:OWNER/NAME`. False: the data set is fetched by the hub's own command first."""
+
+READERS = ("json", "csv", "parquet", "arrow", "text")
+"""What stands in the place of a path where files are named apart."""
+SUFFIXES = ("json", "jsonl", "ndjson", "csv", "tsv", "parquet", "arrow", "txt", "gz", "zst")
+
+SUBSET = not_supported("a configuration of a data set on the hub", "fetch its files, and name their folder")
+COMMIT = not_supported("a revision of a data set on the hub", "fetch that revision", off=(None, "", "main"))
+SHARDS = not_supported("a part of the rows", "data.limit takes so many, drawn by seed")
+STREAMED = no_effect("rows are read as they come")
+
+
+def places(path: str | None, files: list[str], view: View) -> tuple[list[str], Fate]:
+    """The paths of sources for what a peer names, and the fate of the key that names it."""
+    if not path or (path in READERS and files):
+        said = "how a file is read is told from the file"
+        return [view.place.for_recipe(file) for file in files], Fate("no_effect", said)
+    if re.match(r"\w+://", path):
+        local = f"data/{PurePath(path).name}"
+        return [local], Fate("not_supported", f"a remote file; fetch it to {local}")
+    if view.place.find(path) is None and not is_file(path):
+        folder, fate = _on_the_hub(path)
+        return [f"{folder}/{file}" for file in files] or [folder], fate
+    inside = [f"{path}/{file}" for file in files if view.place.find(f"{path}/{file}")]
+    found = [view.place.for_recipe(one) for one in inside or files or [path]]
+    return found, Fate("carried", f"`data.sources`: {', '.join(found)}")
+
+
+def is_file(path: str) -> bool:
+    """Whether it is one by its name; what is neither there nor so named is on the hub."""
+    return path[:1] in "./~" or path.rpartition(".")[2].lower() in SUFFIXES
+
+
+def _on_the_hub(name: str) -> tuple[str, Fate]:
+    if HUB_NAMES:
+        return f"hub:{name}", Fate("carried", f"`data.sources`: hub:{name}")
+    folder = f"data/{name.replace('/', '--')}"
+    said = f"a data set on the hub; fetch it: hf download --repo-type dataset {name} --local-dir {folder}"
+    return folder, Fate("not_supported", said)
+
+
+def listed(files: object) -> list[str]:
+    """`data_files`: one, a list, or lists by split."""
+    if isinstance(files, dict):
+        return [file for group in files.values() for file in names(group)]
+    return names(files) if files else []
+
+
+def split_name(value: str, view: View) -> Fate:
+    if value in ("train", "test", "validation"):
+        return Fate("no_effect", "in a folder, names such as train.jsonl and test.jsonl say the side of their rows")
+    return Fate("not_supported", "a part of the rows by name; name its file in data.sources, or use data.limit")
+
+
+def file_names(value: object, view: View) -> Fate:
+    listed(value)
+    return Fate("carried", "`data.sources`, each")
+
+
+FILES = Rule(anything, "`data.sources`: each file", file_names)
+PATH_DOC = "`data.sources`: a file or folder; " + (
+    "a hub name as hub:NAME" if HUB_NAMES else "a hub name is not supported yet: fetch it by `hf download`"
+)
+SPLIT = Rule(text, "no effect: files say their side by name; parts such as train[:10%] are not supported", split_name)
