@@ -270,7 +270,7 @@ fp16: true
 """,
         {"train.epochs": 1, "train.optimizer": "adamw", "train.schedule": "cosine"},
         dict.fromkeys(
-            "fsdp fsdp_config context_parallel_size datasets.0.path datasets.0.split num_epochs val_set_size "
+            "fsdp fsdp_config context_parallel_size datasets.0.split num_epochs val_set_size "
             "eval_steps train_on_inputs neftune_noise_alpha optimizer lr_scheduler adam_beta2 fp16".split(),
             "not_supported",
         ),
@@ -422,10 +422,10 @@ mask_history: false
     ),
     "the last layers": Case(
         "model_name_or_path: a\ndataset: hub\nfinetuning_type: freeze\nfreeze_trainable_layers: 3\nlora_rank: 8\n",
-        {"model.adapt.method": "partial", "model.adapt.last_layers": 3, "data.sources.0.path": "data/someone--answers"},
+        {"model.adapt.method": "partial", "model.adapt.last_layers": 3, "data.sources.0.path": "hub:someone/answers"},
         {
             "lora_rank": "no_effect",
-            "hub.hf_hub_url": "not_supported",
+            "hub.hf_hub_url": "carried",
             "hub.file_name": "no_effect",
             "hub.subset": "not_supported",
         },
@@ -518,11 +518,11 @@ assistant_only_loss: true
             "data.max_tokens": None,
             "data.split.valid_fraction": 0.05,
             "data.sources.1.path": "data/b.jsonl",
-            "data.sources.2.path": "data/someone--answers",
+            "data.sources.2.path": "hub:someone/answers",
             "data.sources.3.path": "data/c.csv",
         },
         {
-            "datasets.1.path": "not_supported",
+            "datasets.1.path": "carried",
             "datasets.1.fraction": "not_supported",
             "assistant_only_loss": "no_effect",
             "max_length": "carried",

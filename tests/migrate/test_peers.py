@@ -17,7 +17,6 @@ from luthier.migrate import PEERS, Migration, convert
 from luthier.migrate.engine import Key, Table
 from luthier.migrate.llamafactory_data import DATASET
 from luthier.migrate.read import read
-from luthier.migrate.shapes import ALLOWED, FORMATS
 from luthier.recipe import load
 
 from . import configurations
@@ -192,22 +191,3 @@ def test_what_no_peer_says_is_luthiers_default_too() -> None:
 
     train = Train()
     assert (train.max_grad_norm, train.optimizer, train.weight_decay) == (1.0, "adamw", 0.0)
-
-
-def test_formats_that_settings_allow_are_carried_and_fit_what_prepare_reads() -> None:
-    from luthier.migrate.shapes import Shape
-    from luthier.prepare.formats import OPTIONAL, REQUIRED
-
-    for name, (format, advice) in FORMATS.items():
-        assert Shape(name).readable == (format in ALLOWED) and (format in ALLOWED or advice)
-        if format in ALLOWED:
-            assert format in REQUIRED
-    used = {
-        "chat": {"messages"},
-        "pair": {"prompt", "completion", "system"},
-        "text": {"text"},
-        "sharegpt": {"messages"},
-    }
-    for name, fields in used.items():
-        if FORMATS[name][0] in ALLOWED:
-            assert fields <= {*REQUIRED[FORMATS[name][0]], *OPTIONAL}

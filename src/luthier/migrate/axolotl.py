@@ -28,7 +28,7 @@ from luthier.migrate.lora import (
 )
 from luthier.migrate.peer import Peer, Sources
 from luthier.migrate.rules import carried, fixed, keys, no_effect, not_supported, only, with_default
-from luthier.migrate.shapes import Shape, instruction
+from luthier.migrate.shapes import Shape, fate_of, instruction
 from luthier.migrate.trainer import (
     ADAM,
     BASE,
@@ -62,23 +62,23 @@ LEARNED = "here the assistant's turns are, and messages that say `learn: true`"
 
 ABOUT = "{instruction}\n\n{input?}"
 TYPES = {
-    "alpaca": Shape("pair", {"prompt": ABOUT, "completion": "output"}),
-    "gpteacher": Shape("pair", {"prompt": ABOUT, "completion": "response"}),
-    "alpaca_chat": Shape("pair", {"prompt": ABOUT, "completion": "response"}),
-    "alpaca_chat.load_concise": Shape("pair", {"prompt": ABOUT, "completion": "response"}),
-    "alpaca_chat.load_qa": Shape("pair", {"prompt": "question", "completion": "answer"}),
-    "alpaca_chat.load_camel_ai": Shape("pair", {"prompt": "message_1", "completion": "message_2"}),
-    "alpaca_w_system": Shape("pair", {"prompt": ABOUT, "completion": "output", "system": "system"}),
+    "alpaca": Shape("prompt_completion", {"prompt": ABOUT, "completion": "output"}),
+    "gpteacher": Shape("prompt_completion", {"prompt": ABOUT, "completion": "response"}),
+    "alpaca_chat": Shape("prompt_completion", {"prompt": ABOUT, "completion": "response"}),
+    "alpaca_chat.load_concise": Shape("prompt_completion", {"prompt": ABOUT, "completion": "response"}),
+    "alpaca_chat.load_qa": Shape("prompt_completion", {"prompt": "question", "completion": "answer"}),
+    "alpaca_chat.load_camel_ai": Shape("prompt_completion", {"prompt": "message_1", "completion": "message_2"}),
+    "alpaca_w_system": Shape("prompt_completion", {"prompt": ABOUT, "completion": "output", "system": "system"}),
     "alpaca_w_system.load_open_orca": Shape(
-        "pair", {"prompt": "question", "completion": "response", "system": "system_prompt"}
+        "prompt_completion", {"prompt": "question", "completion": "response", "system": "system_prompt"}
     ),
-    "jeopardy": Shape("pair", {"prompt": "question", "completion": "answer"}),
-    "oasst": Shape("pair", {"prompt": "INSTRUCTION", "completion": "RESPONSE"}),
-    "summarizetldr": Shape("pair", {"prompt": "article", "completion": "summary"}),
-    "context_qa": Shape("pair", {"prompt": "{article}\n\n{question}", "completion": "answer"}),
-    "context_qa.load_v2": Shape("pair", {"prompt": "{context}\n\n{question}", "completion": "answer"}),
-    "creative_acr.load_answer": Shape("pair", {"prompt": "instruction", "completion": "revision"}),
-    "metharme": Shape("pair", {"prompt": "prompt", "completion": "generation"}),
+    "jeopardy": Shape("prompt_completion", {"prompt": "question", "completion": "answer"}),
+    "oasst": Shape("prompt_completion", {"prompt": "INSTRUCTION", "completion": "RESPONSE"}),
+    "summarizetldr": Shape("prompt_completion", {"prompt": "article", "completion": "summary"}),
+    "context_qa": Shape("prompt_completion", {"prompt": "{article}\n\n{question}", "completion": "answer"}),
+    "context_qa.load_v2": Shape("prompt_completion", {"prompt": "{context}\n\n{question}", "completion": "answer"}),
+    "creative_acr.load_answer": Shape("prompt_completion", {"prompt": "instruction", "completion": "revision"}),
+    "metharme": Shape("prompt_completion", {"prompt": "prompt", "completion": "generation"}),
 }
 """`type` -> how such rows are read; what stands after a colon says how Axolotl asked, in no template of the model's."""
 
@@ -92,8 +92,7 @@ def _tags(view: View) -> tuple[str, str]:
 
 def _chat(view: View, default: str) -> Shape | None:
     fields = {"messages": view("field_messages") or default}
-    named = {("role", "content"): "chat", ("from", "value"): "sharegpt"}.get(_tags(view))
-    return Shape(named, fields) if named else None
+    return Shape("messages", fields) if _tags(view) in (("role", "content"), ("from", "value")) else None
 
 
 def shape(view: View) -> Shape | None:
@@ -109,7 +108,7 @@ def shape(view: View) -> Shape | None:
     if kind.startswith("chat_template"):
         return _chat(view, "messages")
     if kind.startswith("sharegpt"):
-        return Shape("sharegpt", {"messages": view("field_messages") or "conversations"})
+        return Shape("messages", {"messages": view("field_messages") or "conversations"})
     if kind in ("completion", "pretrain"):
         return Shape("text", {"text": view("field") or view("text_column") or "text"})
     return TYPES.get(kind)
@@ -121,12 +120,7 @@ def _own_type(view: View) -> Shape:
 
 
 def _read_as(value: Any, view: View) -> Fate:
-    found = shape(view)
-    if found is not None:
-        return found.fate()
-    return Fate(
-        "not_supported", "no format here reads such rows; write them as `messages`, or as prompt and completion"
-    )
+    return fate_of(shape(view))
 
 
 def _type(value: Any, view: View) -> Fate:
@@ -165,7 +159,7 @@ OWN_TYPE: Table = {
     **keys(
         "field_prompt field_chosen field_rejected field_completion field_label prompt_format chosen_format "
         "rejected_format completion_format",
-        Rule(anything, "not supported yet: preference data", _part_of_type),
+        Rule(anything, READ_AS, _part_of_type),
     ),
 }
 SOURCE: Table = {

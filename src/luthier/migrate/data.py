@@ -13,9 +13,6 @@ from luthier.migrate.engine import Fate, Rule, View
 from luthier.migrate.kinds import anything, names, text
 from luthier.migrate.rules import no_effect, not_supported
 
-HUB_NAMES = False
-"""Whether a source may be `hub:OWNER/NAME`. False: the data set is fetched by the hub's own command first."""
-
 READERS = ("json", "csv", "parquet", "arrow", "text")
 """What stands in the place of a path where files are named apart."""
 SUFFIXES = ("json", "jsonl", "ndjson", "csv", "tsv", "parquet", "arrow", "txt", "gz", "zst")
@@ -35,8 +32,11 @@ def places(path: str | None, files: list[str], view: View) -> tuple[list[str], F
         local = f"data/{PurePath(path).name}"
         return [local], Fate("not_supported", f"a remote file; fetch it to {local}")
     if view.place.find(path) is None and not is_file(path):
-        folder, fate = _on_the_hub(path)
-        return [f"{folder}/{file}" for file in files] or [folder], fate
+        if not files:
+            return [f"hub:{path}"], Fate("carried", f"`data.sources`: hub:{path}")
+        folder = f"data/{path.replace('/', '--')}"
+        said = f"files of a data set on the hub; fetch it: hf download --repo-type dataset {path} --local-dir {folder}"
+        return [f"{folder}/{file}" for file in files], Fate("not_supported", said)
     inside = [f"{path}/{file}" for file in files if view.place.find(f"{path}/{file}")]
     found = [view.place.for_recipe(one) for one in inside or files or [path]]
     return found, Fate("carried", f"`data.sources`: {', '.join(found)}")
@@ -45,14 +45,6 @@ def places(path: str | None, files: list[str], view: View) -> tuple[list[str], F
 def is_file(path: str) -> bool:
     """Whether it is one by its name; what is neither there nor so named is on the hub."""
     return path[:1] in "./~" or path.rpartition(".")[2].lower() in SUFFIXES
-
-
-def _on_the_hub(name: str) -> tuple[str, Fate]:
-    if HUB_NAMES:
-        return f"hub:{name}", Fate("carried", f"`data.sources`: hub:{name}")
-    folder = f"data/{name.replace('/', '--')}"
-    said = f"a data set on the hub; fetch it: hf download --repo-type dataset {name} --local-dir {folder}"
-    return folder, Fate("not_supported", said)
 
 
 def listed(files: object) -> list[str]:
@@ -74,7 +66,5 @@ def file_names(value: object, view: View) -> Fate:
 
 
 FILES = Rule(anything, "`data.sources`: each file", file_names)
-PATH_DOC = "`data.sources`: a file or folder; " + (
-    "a hub name as hub:NAME" if HUB_NAMES else "a hub name is not supported yet: fetch it by `hf download`"
-)
+PATH_DOC = "`data.sources`: a file or folder; a hub name as hub:NAME"
 SPLIT = Rule(text, "no effect: files say their side by name; parts such as train[:10%] are not supported", split_name)

@@ -67,9 +67,10 @@ def _source(name: str, view: View) -> dict[str, Any]:
     found = _find(name, view)
     if found is None:
         paths, _ = places(name, [], view)
-        reading = Shape("sharegpt", {"messages": "conversations"}) if is_file(name) else ALPACA
-        return {"path": paths[0]} | reading.settings()
-    return {"path": located(found)[1]} | shape(found).settings()
+        alone = Shape("messages", {"messages": "conversations"}) if is_file(name) else ALPACA
+        return {"path": paths[0]} | alone.settings()
+    reading = shape(found)
+    return {"path": located(found)[1]} | (reading.settings() if reading else {})
 
 
 ALPACA = instruction("instruction", "input", "output", "\n")
@@ -82,9 +83,6 @@ def sources(view: View) -> Sources:
 
 def _data_sets(value: list[str], view: View) -> Fate:
     paths = [_source(name, view)["path"] for name in value]
-    alone = [name for name in value if _find(name, view) is None]
-    if alone and not Shape("sharegpt").readable:
-        return Fate("not_supported", f"{', '.join(alone)}: {Shape('sharegpt').fate().said}")
     return Fate("carried", f"`data.sources`: {', '.join(paths)}")
 
 

@@ -14,7 +14,7 @@ from luthier.migrate.engine import Fate, Rule, Table, View
 from luthier.migrate.kinds import flag, mapping, text
 from luthier.migrate.place import Place
 from luthier.migrate.rules import keys, no_effect, not_supported
-from luthier.migrate.shapes import Shape, instruction
+from luthier.migrate.shapes import Shape, asked, fate_of
 
 INFO = "dataset_info.json"
 WHERE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name")
@@ -32,38 +32,46 @@ def _tag(view: View, name: str, default: str) -> str:
     return (tags[0](name) if tags else None) or default
 
 
-def shape(view: View) -> Shape:
-    """How the rows of a data set are read."""
+def shape(view: View) -> Shape | None:
+    """How the rows of a data set are read; None where nothing here reads them."""
+    chat = view("formatting") not in (None, "alpaca")
     if view("ranking"):
-        return Shape("preference")
-    if _column(view, "kto_tag", ""):
-        return Shape("rated")
-    if view("formatting") not in (None, "alpaca"):
-        return _chat(view)
-    prompt = _column(view, "prompt", "instruction") or "instruction"
+        prompt = _chat_column(view) if chat else _prompt(view)
+        answers = {name: _column(view, name, name) or name for name in ("chosen", "rejected")}
+        return Shape("preference", {"prompt": prompt, **answers}) if not chat or _has_known_tags(view) else None
+    rating = _column(view, "kto_tag", "")
+    if chat:
+        return Shape("messages", {"messages": _chat_column(view)}) if not rating and _has_known_tags(view) else None
     if view.top("stage") == "pt":
-        return Shape("text", {"text": prompt})
-    if _column(view, "history", ""):
-        return Shape("history")
-    answer = _column(view, "response", "output") or "output"
-    return instruction(prompt, _column(view, "query", "input"), answer, "\n", _column(view, "system", ""))
+        return Shape("text", {"text": _column(view, "prompt", "instruction") or "instruction"})
+    fields = {"prompt": _prompt(view), "completion": _column(view, "response", "output") or "output"}
+    fields |= {name: column for name in ("system", "history") if (column := _column(view, name, ""))}
+    return Shape("rated", fields | {"rating": rating}) if rating else Shape("prompt_completion", fields)
 
 
-def _chat(view: View) -> Shape:
-    opens = view("formatting") == "openai"
-    column = _column(view, "messages", "conversations") or "conversations"
-    known = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
-    others = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"}
-    tags = {name: _tag(view, name, (known if opens else others)[name]) for name in known}
-    return Shape("chat" if tags == known else "sharegpt", {"messages": column})
+def _prompt(view: View) -> str:
+    return asked(_column(view, "prompt", "instruction") or "instruction", _column(view, "query", "input"), "\n")
+
+
+def _chat_column(view: View) -> str:
+    return _column(view, "messages", "conversations") or "conversations"
+
+
+def _has_known_tags(view: View) -> bool:
+    """Whether turns are named as OpenAI or ShareGPT names them."""
+    opens = ("role", "content", "user", "assistant")
+    others = ("from", "value", "human", "gpt")
+    default = opens if view("formatting") == "openai" else others
+    names = ("role_tag", "content_tag", "user_tag", "assistant_tag")
+    return tuple(_tag(view, name, one) for name, one in zip(names, default, strict=True)) in (opens, others)
 
 
 def _read_as(value: object, view: View) -> Fate:
-    return shape(view).fate()
+    return fate_of(shape(view))
 
 
 def _part_of_reading(value: object, view: View) -> Fate:
-    return shape(view.above).fate() if view.above else Fate("carried")
+    return fate_of(shape(view.above)) if view.above else Fate("carried")
 
 
 def located(view: View) -> tuple[str, str, Fate]:
@@ -90,6 +98,12 @@ def _where(name: str) -> Rule:
     return Rule(text, PATH_DOC if name in ("hf_hub_url", "file_name") else other, by)
 
 
+def _tools(value: str, view: View) -> Fate:
+    if value == "tools":
+        return Fate("carried", "the column `tools` is read as what may be called")
+    return Fate("not_supported", "tools are read from a column of that name: rename it, or add it to the fields")
+
+
 READ_AS = "`data.sources`: format and fields"
 PICTURES = not_supported("pictures, films or sounds in rows", "rows are texts here")
 COLUMNS: Table = {
@@ -98,7 +112,7 @@ COLUMNS: Table = {
         Rule(text, READ_AS, _part_of_reading),
     ),
     **keys("images videos audios", PICTURES),
-    "tools": not_supported("tools that a conversation may call", "calls are not learned yet"),
+    "tools": Rule(text, "read where the column is called tools", _tools),
 }
 TAGS: Table = keys(
     "role_tag content_tag user_tag assistant_tag observation_tag function_tag system_tag",
@@ -107,7 +121,7 @@ TAGS: Table = keys(
 DATASET: Table = {
     **{name: _where(name) for name in WHERE},
     "formatting": Rule(text, READ_AS, _read_as),
-    "ranking": Rule(flag, "not supported yet: rows of the format preference", _read_as),
+    "ranking": Rule(flag, READ_AS, _read_as),
     "columns": Rule(mapping, READ_AS, _read_as, inner=COLUMNS),
     "tags": Rule(mapping, READ_AS, _read_as, inner=TAGS),
     "split": SPLIT,
