@@ -27,8 +27,6 @@ REQUIRED = {
 """The fields that each format needs."""
 OPTIONAL = ("system", "split")
 PLACEHOLDER = re.compile(r"\{([^{}?]+)(\??)\}")
-INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters, escapes of terminals, and marks that turn the direction of text."""
 
 
 def columns_of(field: str) -> list[str]:
@@ -57,14 +55,6 @@ class Format:
         messages = list(self._messages(row, warn))
         if system := self._system(row, messages):
             messages.insert(0, Message(role="system", content=system))
-        if any(INVISIBLE.search(m.content) for m in messages):
-            shown = next(m[0] for message in messages if (m := INVISIBLE.search(message.content)))
-            warn(
-                "LU-D008",
-                row.where,
-                f"a character that cannot be seen: {printable(shown)}",
-                "it is kept; remove it if it is no text",
-            )
         for column in sorted(set(row.data) - known):
             warn("LU-D028", f"{row.where}:{column}", "a column that the first rows do not have", "it is kept as a tag")
         tags = {column: value for column, value in row.data.items() if column not in self.columns}
