@@ -55,7 +55,8 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _method(model: type[BaseModel]) -> str:
-    return str(get_args(model.model_fields["method"].annotation)[0])
+    kinds = [get_args(model.model_fields[name].annotation) for name in ("method", "use") if name in model.model_fields]
+    return next((str(kind[0]) for kind in kinds if kind), model.__name__.lower())
 
 
 def _table(title: str, model: type[BaseModel], sections: Sections) -> Iterator[str]:

@@ -103,6 +103,37 @@ def test_a_run_leaves_everything_that_it_promises(project: Path) -> None:
     assert RunRecord.read(release / "record.json").parents.keys() == {"prepare", "train", "evaluate"}
 
 
+def test_no_file_of_a_run_holds_a_value_that_was_redacted(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From prepare to the report: every stage reads the cleaned text, real requests among it."""
+    monkeypatch.setenv("LUTHIER_CACHE", str(cache := tmp_path_factory.mktemp("cache")))
+    secret = ["planted.person@secret-mail.example", "+49 151 23456789", "4111111111111111"]
+    rows = [json.loads(line) for line in (project / "rows.jsonl").read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["prompt"], row["customer"] = f"{secret[i % 3]} asks: {row['prompt']}", secret[i % 3]
+        row["completion"] += f" Mail {secret[0]}."
+    (project / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (project / "asked.txt").write_text("".join(f"What colour is the lamp of {one}?\n" for one in secret * 20))
+    done, _ = run(project, "data.clean=[redact]", "evaluate.requests=asked.txt", "data.slices=[topic, customer]")
+    assert done.verdict
+    files = [p for folder in (project / "runs", cache) for p in folder.rglob("*") if p.is_file()]
+    assert any(p.name == "report.html" for p in files)
+    for path in files:
+        content = path.read_bytes().lower()
+        assert not [one for one in (*secret, "planted.person", "23456789") if one.encode() in content], path
+
+
+def test_a_cleaner_that_changed_prepares_anew(project: Path) -> None:
+    clean = "data.clean=[{use: 'own:loud'}]"
+    for mark, said_as in (("!", "prepare"), ("!", "unchanged"), ("?", "cleaners")):
+        (project / "own.py").write_text(OWN + f"def loud(text: str) -> str:\n    return text + '{mark}'\n")
+        said = Said()
+        recipe = project / "recipe.yaml"
+        lifecycle.run(recipe, overrides=(clean,), workspace=project / "runs", report=said, until="prepare")
+        assert said_as in said.about("prepare")
+
+
 def test_a_run_that_is_given_stays_where_it_is(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = lifecycle.run(project / "recipe.yaml", workspace=project / "elsewhere", until="prepare")
     monkeypatch.chdir(project)

@@ -502,7 +502,7 @@ TREES = st.fixed_dictionaries(
                 "fields": st.dictionaries(WORDS, WORDS, max_size=3),
                 "limit": COUNTS,
                 "split": st.fixed_dictionaries({"valid_fraction": FRACTIONS, "test_fraction": FRACTIONS, "by": WORDS}),
-                "clean": st.just([{"use": "dedupe", "similarity": 0.9}]),
+                "clean": st.just(["unicode", {"use": "redact", "digits": 6}, {"use": "dedupe", "similarity": 0.9}]),
             },
         ),
         "release": st.just({"rules": [{"metric": "rouge1", "must": "not_regress", "where": {"kind": "no"}}]}),
@@ -596,7 +596,6 @@ def test_the_name_of_a_metric() -> None:
 # -- every setting is read --------------------------------------------------------------------------------
 
 READ_OTHERWISE = {
-    "Dedupe.use": "the tag of what `clean` may hold; there is one kind so far",
     "Judge.criteria": (asked := "`recipe.question` reads it, to say what is missing when a recipe loads"),
     "Judge.rubric": asked,
     "Judge.rubric_file": asked,

@@ -16,11 +16,11 @@ from typing import Any
 from luthier.errors import RecipeError
 from luthier.files import sha256_of
 from luthier.machine import versions
-from luthier.plugins import METRICS
+from luthier.plugins import CLEANERS, METRICS
 from luthier.prepare.sources import find_files
 from luthier.recipe import question
 from luthier.release.gate import rules_of
-from luthier.settings import HUMAN_PREFERENCE, Auto, GivenAdapter, Judge, Recipe, located
+from luthier.settings import HUMAN_PREFERENCE, Auto, Cleaner, GivenAdapter, Judge, Recipe, located
 from luthier.store import STAGES, folder_hash, stage_record
 from luthier.votes import votes_key
 
@@ -48,6 +48,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
             "new_tokens": list(recipe.model.new_tokens),
             "virtual_tokens": recipe.model.virtual_tokens,  # which leave less of the context window
             "files": _source_hashes(recipe, origin),
+            "cleaners": _cleaners(recipe, origin),
             "versions": versions(("luthier", "tokenizers", "pyarrow")),
         }
     if stage == "advise":
@@ -88,6 +89,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
         "votes": votes_key(run) if recipe.evaluate.judges else {},
         "plugins": _plugins(recipe, origin),
         "files": _files_named(origin, params, recipe.evaluate.requests or ""),
+        "cleaners": _cleaners(recipe, origin) if recipe.evaluate.requests else {},
         "versions": versions(),
     }
     if stage == "evaluate":
@@ -150,6 +152,13 @@ def _hash_of(path: Path) -> str | None:
 def _files_named(origin: Path, *settings: Any) -> dict[str, str]:
     """Name -> SHA-256 of each file that these settings name, such as a metric's schema."""
     return {text: sha256_of(path) for text in sorted({*_texts_in(settings)}) if (path := _file_at(text, origin))}
+
+
+def _cleaners(recipe: Recipe, origin: Path) -> dict[str, Any]:
+    """The cleaners with their parameters, and the versions of what they may use besides."""
+    used = [step for step in recipe.data.clean if isinstance(step, Cleaner)]
+    found = [[_dump(step), CLEANERS.fingerprint(step.use, origin)] for step in used]
+    return {"used": found, **versions(("ftfy", "presidio-analyzer", "spacy"))} if used else {}
 
 
 def _plugins(recipe: Recipe, origin: Path) -> list[str]:

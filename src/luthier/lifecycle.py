@@ -152,11 +152,12 @@ def _train(work: _Work, out: Path) -> dict[str, Any]:
 
 def _evaluate(work: _Work, out: Path) -> dict[str, Any]:
     from luthier.evaluate import evaluate
+    from luthier.prepare.clean import Cleaning
     from luthier.prepare.requests import read_requests
     from luthier.votes import preferences, votes_key
 
     trained, asked = work.folder / "train" / "model", work.recipe.evaluate.requests
-    requests, notes = read_requests(asked, work.origin) if asked else ([], [])
+    requests, notes = read_requests(asked, work.origin, Cleaning(work.recipe, work.origin)) if asked else ([], [])
     report = evaluate(
         work.recipe,
         work.folder / "prepare",

@@ -13,13 +13,17 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from luthier.errors import RecipeError, did_you_mean
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
+
+from luthier.errors import RecipeError, did_you_mean, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,8 @@ class Registry:
 
     kind: str
     group: str
+    first: str = "sample"
+    """The parameter that is the caller's alone: what a plug-in is given to work on."""
 
     def names(self) -> list[str]:
         return sorted(_entry_points(self.group))
@@ -47,15 +53,16 @@ class Registry:
     def check(self, use: str, params: dict[str, Any], where: str, folder: Path | None, given: set[str]) -> None:
         """Bind `params` to the callable's signature; `given` are arguments that the caller passes by itself.
 
-        The first parameter of a score function, `sample`, is the caller's alone. Raises RecipeError LU-R010 to LU-R012.
+        Values are checked against the annotations. Raises RecipeError LU-R010 to LU-R012.
         """
+        function = self.find(use, where, folder)
         try:
-            signature = inspect.signature(self.find(use, where, folder))
+            signature = inspect.signature(function)
         except ValueError:  # some functions that are written in C
             raise RecipeError.of(
                 "LU-R011", where, f"'{use}' does not tell its parameters", "wrap it in one that does"
             ) from None
-        free = {n: p for n, p in signature.parameters.items() if n != "sample"}
+        free = {n: p for n, p in signature.parameters.items() if n != self.first}
         takes_any = any(p.kind is p.VAR_KEYWORD for p in free.values())
         for name in params:
             if name not in free and not takes_any:
@@ -72,6 +79,8 @@ class Registry:
         ]
         if missing:
             raise RecipeError.of("LU-R012", where, f"{self.kind} '{use}' needs {', '.join(missing)}")
+        if wrong := _wrong_values(function, params):
+            raise RecipeError.of("LU-R012", where, f"{self.kind} '{use}': {wrong}")
 
     def fingerprint(self, use: str, folder: Path | None = None) -> str:
         """Hash of the plug-in's source for cache keys: of its module, or of its distribution's version."""
@@ -86,6 +95,24 @@ class Registry:
 
 
 METRICS = Registry("metric", "luthier.metrics")
+CLEANERS = Registry("cleaner", "luthier.cleaners", first="text")
+
+
+def _wrong_values(function: Callable[..., Any], params: dict[str, Any]) -> str:
+    """Which parameter has a value that its annotation does not allow, and why; nothing where there is no annotation."""
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except Exception:  # an annotation may be any expression, of names that only a type checker knows
+        return ""
+    for name, value in params.items():
+        with suppress(PydanticSchemaGenerationError):  # a type that pydantic does not know
+            try:
+                TypeAdapter(hints.get(name, Any)).validate_python(value)
+            except ValidationError as error:
+                first = error.errors()[0]
+                place = ".".join(map(str, (name, *first["loc"])))
+                return f"{place} is {printable(repr(first['input']))}: {first['msg']}"
+    return ""
 
 
 @cache

@@ -15,8 +15,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from luthier.errors import Problem, RecipeError, did_you_mean, printable
-from luthier.plugins import METRICS, Registry
-from luthier.settings import HUMAN_PREFERENCE, Judge, Peft, Recipe, Use, located, metric_name
+from luthier.plugins import CLEANERS, METRICS, Registry
+from luthier.settings import HUMAN_PREFERENCE, Cleaner, Judge, Peft, Recipe, Use, located, metric_name
 from luthier.strict_yaml import dump_yaml, parse_yaml, read_mapping
 from luthier.techniques import TECHNIQUES, check_params
 
@@ -95,6 +95,9 @@ def _check_plugins(recipe: Recipe, where: str, folder: Path) -> list[Problem]:
         except RecipeError as error:
             problems.extend(error.problems)
 
+    for i, step in enumerate(recipe.data.clean):
+        if isinstance(step, Cleaner):
+            check(CLEANERS, step, f"data.clean.{i}", {"seed"})
     for i, metric in enumerate(recipe.evaluate.metrics):
         check(METRICS, metric, f"evaluate.metrics.{i}", {"labels", "folder"})
         if metric_name(metric) in map(metric_name, recipe.evaluate.metrics[:i]):
@@ -184,8 +187,7 @@ def _set(tree: dict[str, Any], assignment: str) -> None:
 
 
 def _explain(error: Any, where: str) -> Problem:
-    # What follows `adapt` is the union's tag, no setting.
-    loc = [part for before, part in zip(("", *error["loc"]), error["loc"], strict=False) if before != "adapt"]
+    loc = [part for i, part in enumerate(error["loc"]) if not _is_tag(error["loc"][:i])]
     place = ".".join(map(str, loc))
     where = f"{where}: {place}" if place else where
     if error["type"] == "extra_forbidden":
@@ -208,6 +210,11 @@ def _explain(error: Any, where: str) -> Problem:
     found = "" if isinstance(error["input"], dict | list | BaseModel) else f", found {printable(repr(error['input']))}"
     advice = "write the number without quotes" if isinstance(error["input"], str) and _is_number(error["input"]) else ""
     return Problem("LU-R009", where, error["msg"].removeprefix("Value error, ") + found, advice)
+
+
+def _is_tag(before: tuple[str | int, ...]) -> bool:
+    """Whether what follows is the tag of a union, no setting."""
+    return before[-1:] == ("adapt",) or before[-2:-1] == ("clean",)
 
 
 def _settings_at(loc: list[Any], error: Any) -> list[str]:

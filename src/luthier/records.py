@@ -96,6 +96,23 @@ class Step(Record):
         return dropped + [f"{n:,} more: {what}" for what, n in self.made.items()]
 
 
+class Cleaned(Record):
+    """What one cleaner of the recipe changed. No sample shows personal data."""
+
+    cleaner: str
+    roles: tuple[str, ...]
+    """Whose messages it cleans."""
+    rows: int
+    texts: int
+    """Messages and, of a cleaner that hides, tags."""
+    characters: tuple[int, int]
+    """Of the changed texts, before and after."""
+    counts: dict[str, int] = {}
+    """What was changed, how often: the values of each kind, the spellings of each label."""
+    samples: tuple[tuple[str, str], ...] = ()
+    """Before and after, around the first change."""
+
+
 class AuditReport(Record):
     """Nothing vanishes uncounted: every row read is in `steps`, every finding in `counts`."""
 
@@ -114,6 +131,8 @@ class AuditReport(Record):
     """n_tokens, n_learned, longest ... over the training side."""
     hashes: dict[str, str] = {}
     """Source file -> SHA-256."""
+    cleaning: tuple[Cleaned, ...] = ()
+    """In the recipe's order."""
     notes: tuple[str, ...] = ()
     """What a reader must know: limits that were applied, decisions that were derived."""
 

@@ -173,6 +173,9 @@ def audit(report: AuditReport) -> None:
         console.print(
             f"{finding.severity}: {finding.code} {escape(printable(finding.where))}: {escape(printable(finding.found))}"
         )
+    for done in report.cleaning:
+        for before, after in done.samples:
+            console.print(f"{done.cleaner}: {escape(before)}\n{' ' * len(done.cleaner)}> {escape(after)}")
     if report.counts:
         console.print("counts: " + ", ".join(f"{code} {n}" for code, n in report.counts.items()))
     for note in report.notes:

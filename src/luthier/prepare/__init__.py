@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +17,7 @@ from luthier.conversation import SIDES, Conversation, Side, by_answer, write_con
 from luthier.errors import DataError, did_you_mean, printable
 from luthier.files import sha256_of
 from luthier.prepare.audit import Audit, open_audit
+from luthier.prepare.clean import Cleaning
 from luthier.prepare.dedupe import dedupe
 from luthier.prepare.derive import derive
 from luthier.prepare.detect import SAMPLE_ROWS, detect, task_of
@@ -23,9 +26,10 @@ from luthier.prepare.noticed import notice
 from luthier.prepare.rows import Fault, Item, Row, Warn
 from luthier.prepare.sources import SIDE_NAMES, DataFile, find_files
 from luthier.prepare.split import limit, split
+from luthier.prepare.symptoms import damaged, personal
 from luthier.prepare.table import Numbers, Rows
-from luthier.records import AuditReport
-from luthier.settings import Data, Recipe, Source
+from luthier.records import AuditReport, Cleaned
+from luthier.settings import Data, Dedupe, Recipe, Source
 
 __all__ = ["derive", "prepare"]
 
@@ -55,27 +59,37 @@ def prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder) -> AuditR
     """Write train, validation and test `.jsonl`, `rejects.jsonl` and `audit.json` into `out`.
 
     `folder` is where the recipe lies. Raises DataError: at once for a file that cannot be used, with every
-    row's place where more rows are rejected than the recipe allows.
+    row's place where more rows are rejected than the recipe allows. RecipeError for a cleaner that cannot be had.
     """
-    data = recipe.data
+    cleaning = Cleaning(recipe, folder)
     out.mkdir(parents=True, exist_ok=True)
+    try:
+        return _prepare(recipe, folder, out, encoder, cleaning)
+    except DataError as error:
+        raise cleaning.hiding.error(error) from None
+
+
+def _prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder, cleaning: Cleaning) -> AuditReport:
+    data = recipe.data
     files = find_files(data.sources, folder)
     hashes = {file.shown: sha256_of(file.path) for file in files}
     shapes = _shapes(files, data)
     tags = _tags(shapes.values(), data)
     format = shapes[_settings(files[0].source, data)].format  # the first source says what the task is
-    with open_audit(out / "rejects.jsonl") as audit:
-        rows = _read(files, shapes, data, encoder, audit, out)
+    cleaning.survey(partial(_raw, files, shapes, data))
+    with open_audit(out / "rejects.jsonl", cleaning.hiding) as audit:
+        rows = _read(files, shapes, data, cleaning, encoder, audit, out)
     if tags:
-        audit.notes.append(f"columns kept as tags, not shown to the model: {', '.join(map(printable, tags))}")
+        shown = ", ".join(printable(cleaning.hiding.text(tag)) for tag in tags)
+        audit.notes.append(f"columns kept as tags, not shown to the model: {shown}")
     numbers = _liked(rows, rows.numbers, audit)
-    numbers = _clean(rows, numbers, format, data, audit)
+    numbers = _dedupe(rows, numbers, format, data, audit)
     numbers = _split(rows, numbers, recipe, audit)
     notice(rows, numbers, data.split.near_duplicate_similarity, recipe.model.new_tokens, audit)
     for side in SIDES:
         write_conversations(out / f"{side}.jsonl", rows.each(rows.on(side, numbers)))
     assert len(numbers) == audit.steps[-1].n_out
-    report = _report(format, rows, numbers, audit, hashes)
+    report = _report(format, rows, numbers, audit, hashes, cleaning)
     report.write(out / "audit.json")
     return report
 
@@ -137,13 +151,19 @@ class Odd:
 
 
 def _read(
-    files: list[DataFile], shapes: dict[Settings, Shape], data: Data, encoder: Encoder, audit: Audit, out: Path
+    files: list[DataFile],
+    shapes: dict[Settings, Shape],
+    data: Data,
+    cleaning: Cleaning,
+    encoder: Encoder,
+    audit: Audit,
+    out: Path,
 ) -> Rows:
     """The good rows of all files; the others go to the rejects."""
     rows = Rows(out)
-    n_read, n_more = 0, 0
-    faulty = {"read": Counter[str](), "understand": Counter[str](), "encode": Counter[str]()}
-    for met in _encoded(_met(files, shapes, data, encoder), encoder):
+    stages = ("read", "understand", *(["clean"] if cleaning.rejects else []), "encode")
+    n_read, n_more, faulty = 0, 0, {stage: Counter[str]() for stage in stages}
+    for met in _encoded(_met(files, shapes, data, cleaning, encoder), encoder):
         if isinstance(met, Odd):
             audit.warn(*met.finding)
             continue
@@ -163,8 +183,22 @@ def _read(
     return rows
 
 
+def _raw(files: list[DataFile], shapes: dict[Settings, Shape], data: Data) -> Iterator[Conversation]:
+    """The conversations of all files as they are before they are cleaned; faults are said when they are read again."""
+    for file in files:
+        shape = shapes[_settings(file.source, data)]
+        for row in file.rows(_silent):
+            with suppress(Fault):
+                if not row.fault:
+                    yield shape.format.conversation(row, shape.columns, _silent)
+
+
+def _silent(*_: str) -> None:
+    """Of what is read again."""
+
+
 def _met(
-    files: list[DataFile], shapes: dict[Settings, Shape], data: Data, encoder: Encoder
+    files: list[DataFile], shapes: dict[Settings, Shape], data: Data, cleaning: Cleaning, encoder: Encoder
 ) -> Iterator[Understood | Faulty | Odd]:
     """All rows of all files, each after what was odd about it."""
     odd: list[Odd] = []
@@ -175,7 +209,7 @@ def _met(
     for file in files:
         shape = shapes[_settings(file.source, data)]
         for row in file.rows(warn):
-            met = _understood(row, file, shape, data, warn)
+            met = _understood(row, file, shape, data, cleaning, warn)
             yield from odd
             odd.clear()
             if isinstance(met, Understood) and met.conversation.tokens:
@@ -184,16 +218,24 @@ def _met(
     yield from odd
 
 
-def _understood(row: Row, file: DataFile, shape: Shape, data: Data, warn: Warn) -> Understood | Faulty:
+def _understood(
+    row: Row, file: DataFile, shape: Shape, data: Data, cleaning: Cleaning, warn: Warn
+) -> Understood | Faulty:
     stage = "read"
     try:
         if row.fault:
             raise row.fault
         stage = "understand"
         side = _side_of(row, file, shape.format, data.split.by)
-        conversation = _in_family(shape.format.conversation(row, shape.columns, warn), data.split.by)
+        conversation = shape.format.conversation(row, shape.columns, warn)
+        stage = "clean"
+        conversation = cleaning(conversation)
+        personal(conversation, data.personal_data, warn)
+        stage = "understand"
+        conversation = _in_family(conversation, data.split.by)
     except Fault as fault:
         return Faulty(row, fault, stage)
+    damaged(conversation, warn)
     return Understood(row, conversation, side)
 
 
@@ -287,8 +329,10 @@ def _liked(rows: Rows, numbers: Numbers, audit: Audit) -> Numbers:
     return numbers[~bad]
 
 
-def _clean(rows: Rows, numbers: Numbers, format: Format, data: Data, audit: Audit) -> Numbers:
+def _dedupe(rows: Rows, numbers: Numbers, format: Format, data: Data, audit: Audit) -> Numbers:
     for step in data.clean:
+        if not isinstance(step, Dedupe):
+            continue
         n = len(numbers)
         numbers, dropped = dedupe(rows, numbers, step.similarity, labelled=format.name == "classification")
         audit.step("dedupe", n, len(numbers), dropped)
@@ -307,7 +351,9 @@ def _split(rows: Rows, numbers: Numbers, recipe: Recipe, audit: Audit) -> Number
     return numbers
 
 
-def _report(format: Format, rows: Rows, numbers: Numbers, audit: Audit, hashes: dict[str, str]) -> AuditReport:
+def _report(
+    format: Format, rows: Rows, numbers: Numbers, audit: Audit, hashes: dict[str, str], cleaning: Cleaning
+) -> AuditReport:
     labels = {c.answer for c in rows.each(numbers) if c.prompt} if format.name == "classification" else set()
     return AuditReport(
         task=task_of(format, bool(rows.has_several_answers[numbers].any())),
@@ -320,8 +366,16 @@ def _report(format: Format, rows: Rows, numbers: Numbers, audit: Audit, hashes: 
         findings=tuple(audit.findings),
         tokens=_tokens(rows, rows.on("train", numbers)),
         hashes=hashes,
-        notes=tuple(audit.notes),
+        cleaning=cleaning.done(),
+        notes=(*map(_told, cleaning.done()), *map(cleaning.hiding.text, audit.notes)),
     )
+
+
+def _told(done: Cleaned) -> str:
+    before, after = done.characters
+    counted = "".join(f"; {n:,} {what}" for what, n in done.counts.items())
+    changed = f"{done.cleaner} changed {done.texts:,} texts of {done.rows:,} rows"
+    return f"{changed}: {before:,} characters became {after:,}{counted}"
 
 
 def _tokens(rows: Rows, train: Numbers) -> dict[str, float]:

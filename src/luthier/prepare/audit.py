@@ -7,11 +7,12 @@ the first few of each are kept. This module judges nothing but the fraction of r
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import Protocol, TextIO, TypeVar
 
 from luthier.errors import DataError, Problem, printable
 from luthier.prepare.rows import Fault, Row
@@ -22,11 +23,18 @@ KEPT_OF_EACH = 5
 SHOWN = 10
 
 
+class Hiding(Protocol):
+    """What keeps personal data out of what is written here."""
+
+    def finding(self, text: str) -> str: ...
+    def row(self, row: Row) -> str | None: ...
+
+
 class Audit:
     """Collects while the rows flow by."""
 
-    def __init__(self, rejects: TextIO) -> None:
-        self._rejects = rejects
+    def __init__(self, rejects: TextIO, hiding: Hiding) -> None:
+        self._rejects, self._hiding = rejects, hiding
         self.counts: Counter[str] = Counter()
         self.findings: list[Finding] = []
         self.steps: list[Step] = []
@@ -37,9 +45,20 @@ class Audit:
     def find(self, code: str, severity: Severity, where: str, found: str, advice: str = "") -> None:
         """Count one finding, and keep it, made printable, if it is among the first of its code."""
         self.counts[code] += 1
-        where, found, advice = printable(where, 400), printable(found, 400), printable(advice, 400)
         if self.counts[code] <= KEPT_OF_EACH:
+            where, found, advice = self._shown(where, found, advice)
             self.findings.append(Finding(code=code, severity=severity, where=where, found=found, advice=advice))
+
+    def _shown(self, where: str, found: str, advice: str) -> tuple[str, str, str]:
+        """As they may be shown."""
+        found, advice = self._hiding.finding(found), self._hiding.finding(advice)
+        return printable(self._place(where), 400), printable(found, 400), printable(advice, 400)
+
+    def _place(self, where: str) -> str:
+        """A file's name and the line stay as they are; `:messages[0].name` may hold anything that a row holds."""
+        file, line, field = re.match(r"(.*?)(:\d+|$)(.*)", where, re.DOTALL).groups()  # type: ignore[union-attr]
+        parts = re.split(r"(^:|\]\.)", field)
+        return file + line + "".join(part if i % 2 else self._hiding.finding(part) for i, part in enumerate(parts))
 
     def warn(self, code: str, where: str, found: str, advice: str = "") -> None:
         self.find(code, "warning", where, found, advice)
@@ -58,10 +77,13 @@ class Audit:
         self.find(fault.code, "row", where, fault.found, fault.advice)
         self._rejected[fault.code] += 1
         if len(self._first_rejects) < SHOWN:
-            self._first_rejects.append(
-                Problem(fault.code, *(printable(t, 400) for t in (where, fault.found, fault.advice)))
-            )
-        entry = {"code": fault.code, "where": where, "found": fault.found, "raw": row.kept_raw()}
+            self._first_rejects.append(Problem(fault.code, *self._shown(where, fault.found, fault.advice)))
+        entry = {
+            "code": fault.code,
+            "where": self._place(where),
+            "found": self._hiding.finding(fault.found),
+            "raw": self._hiding.row(row),
+        }
         self._rejects.write(json.dumps(entry) + "\n")  # ASCII: escaped bytes stay what they are
 
     def step(
@@ -97,6 +119,6 @@ class Audit:
 
 
 @contextmanager
-def open_audit(rejects: Path) -> Iterator[Audit]:
+def open_audit(rejects: Path, hiding: Hiding) -> Iterator[Audit]:
     with rejects.open("w", encoding="utf-8", newline="\n") as out:
-        yield Audit(out)
+        yield Audit(out, hiding)

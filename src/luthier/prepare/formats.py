@@ -40,8 +40,6 @@ OPTIONAL = {
 }
 """The fields that it may have."""
 PLACEHOLDER = re.compile(r"\{([^{}?]+)(\??)\}")
-INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters, escapes of terminals, and marks that turn the direction of text."""
 
 
 def columns_of(field: str) -> list[str]:
@@ -71,9 +69,6 @@ class Format:
         messages = made.messages
         if system := self._system(row, messages):
             messages = [Message(role="system", content=system), *messages]
-        if shown := next((m[0] for one in messages if (m := INVISIBLE.search(one.content))), None):
-            found = f"a character that cannot be seen: {printable(shown)}"
-            warn("LU-D008", row.where, found, "it is kept; remove it if it is no text")
         for column in sorted(set(row.data) - known):
             warn("LU-D028", f"{row.where}:{column}", "a column that the first rows do not have", "it is kept as a tag")
         tags = {column: value for column, value in row.data.items() if column not in self.columns}

@@ -7,43 +7,62 @@ counted. Knows neither the test set nor its format.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from luthier.conversation import Conversation, Message, make_conversation
 from luthier.errors import DataError
+from luthier.prepare.clean import Cleaning
 from luthier.prepare.detect import PROMPTS, SAMPLE_ROWS, TEXTS, detect, profile
 from luthier.prepare.formats import Format
 from luthier.prepare.rows import Fault, Row
-from luthier.prepare.sources import find_files
+from luthier.prepare.sources import DataFile, find_files
 from luthier.settings import Data, Source, source_path
 
 
-def read_requests(path: str, folder: Path) -> tuple[list[Conversation], list[str]]:
+def read_requests(path: str, folder: Path, cleaning: Cleaning | None = None) -> tuple[list[Conversation], list[str]]:
     """The requests at `path`, which counts from `folder`, and notes on rows that were left out.
 
-    Raises DataError where the file cannot be used, or its format cannot be told (LU-D101).
+    With `cleaning` they are cleaned as the rows are that they are compared with. Raises DataError where the file cannot
+    be used, or its format cannot be told (LU-D101).
     """
     source = Source(path=path)
     at = source_path(source, folder)
     if at.suffix.lower() == ".txt":
-        return _lines(at, path), []
+        return _read(_lines(at, path), path, cleaning)
     if at.is_dir():  # whose files no stage's key would hold
         raise DataError.of("LU-D019", path, "is a folder", "name one file of requests")
     (file,) = find_files((source,), folder)
     format = _format([row.data for row in file.sample(SAMPLE_ROWS)], source)
+    return _read(_rows(file, format), path, cleaning)
+
+
+def _read(
+    rows: Iterable[Conversation | Fault], path: str, cleaning: Cleaning | None
+) -> tuple[list[Conversation], list[str]]:
     found: list[Conversation] = []
     faults: list[str] = []
+    for row in rows:
+        try:
+            if isinstance(row, Fault):
+                raise row
+            found.append(cleaning.request(row) if cleaning else row)
+        except Fault as fault:
+            faults.append(cleaning.hiding.finding(fault.found) if cleaning else fault.found)
+    notes = [f"requests: {len(faults)} rows of {path} were left out; the first is {faults[0]}"] if faults else []
+    return found, notes
+
+
+def _rows(file: DataFile, format: Format) -> Iterator[Conversation | Fault]:
     for row in file.rows(_silent):
         try:
             if row.fault:
                 raise row.fault
-            found.append(format.conversation(_answered(row, format), row.data.keys(), _silent))
+            yield format.conversation(_answered(row, format), row.data.keys(), _silent)
         except Fault as fault:
-            faults.append(f"{row.where}: {fault.found}")
-    notes = [f"requests: {len(faults)} rows of {path} were left out; the first is {faults[0]}"] if faults else []
-    return found, notes
+            yield Fault(fault.code, fault.field, f"{row.where}: {fault.found}")
 
 
 def _silent(*_: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from itertools import dropwhile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from luthier.conversation import Side
-from luthier.settings.section import Count, Fraction, Section, located
+from luthier.conversation import Role, Side
+from luthier.settings.section import Count, Fraction, Section, Use, located
 
 FormatName = Literal["auto", "messages", "preference", "rated", "prompt_completion", "classification", "text", "tokens"]
 
@@ -26,7 +27,17 @@ class Source(Section):
     """None: `data.fields`."""
 
 
-class Dedupe(Section):
+class Cleaner(Use):
+    """Cleans each message by itself: one of those of [cleaning](cleaning.md), or `module:function`."""
+
+    roles: Annotated[tuple[Role, ...], Field(strict=False)] = ()
+    """Whose messages; none named: those that the cleaner is made for, which most often are all."""
+
+
+class Dedupe(Use):
+    """Drops rows that are copies; after all cleaners."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
     use: Literal["dedupe"]
     """Drop copies."""
     similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -51,6 +62,14 @@ class Split(Section):
         return self
 
 
+def _is_dedupe(value: Any) -> str:
+    use = value.get("use") if isinstance(value, dict) else getattr(value, "use", value)
+    return "dedupe" if use == "dedupe" else "cleaner"
+
+
+Cleaning = Annotated[Annotated[Cleaner, Tag("cleaner")] | Annotated[Dedupe, Tag("dedupe")], Discriminator(_is_dedupe)]
+
+
 class Data(Section):
     sources: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)]
     """Files and folders of rows, one at least."""
@@ -61,8 +80,11 @@ class Data(Section):
     `{column?}` may be absent from a row."""
     system: str | None = None
     """System text for conversations that have none."""
-    clean: Annotated[tuple[Dedupe, ...], Field(strict=False)] = ()
-    """What is done before the sides are drawn, in this order: `[{use: dedupe}]` drops copies."""
+    clean: Annotated[tuple[Cleaning, ...], Field(strict=False)] = ()
+    """What is done before the sides are drawn, in this order: cleaners of texts ([which](cleaning.md)), then `dedupe`:
+    `[strip_html, redact, dedupe]`."""
+    personal_data: Literal["warn", "reject", "allow"] = "warn"
+    """What becomes of a row in which personal data is found after cleaning: a finding, a reject, nothing."""
     max_rejected_fraction: Fraction = 0.01
     """Above it the run stops: look at the data, not at the loss. 0 is strict."""
     limit: Count | None = None
@@ -75,6 +97,16 @@ class Data(Section):
     slices: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Tags (columns that the model does not read): results are shown for each of their values, and rules may have to
     hold in each."""
+
+    @field_validator("clean")
+    @classmethod
+    def _texts_before_rows(cls, steps: tuple[Cleaning, ...]) -> tuple[Cleaning, ...]:
+        after = dropwhile(lambda step: isinstance(step, Cleaner), steps)
+        if late := next((step for step in after if isinstance(step, Cleaner)), None):
+            raise ValueError(
+                f"'{late.use}' cleans texts and stands after dedupe: rows are compared when they are clean"
+            )
+        return steps
 
 
 def source_path(source: Source, folder: Path) -> Path:
