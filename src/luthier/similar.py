@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import tempfile
 import unicodedata
 import zlib
@@ -49,7 +50,7 @@ _SEEN = 1 << 20
 """Counters of how often shingles are met; those that share one only make the order a little worse."""
 _HELD_BYTES = 16 << 20
 """So much of the shingles stays in memory before there is a file."""
-_NONE = 0xFFFFFFFF
+_FIRST, _NONE = 0xF0000000, 0xFFFFFFFF
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)
 
 
@@ -109,18 +110,18 @@ class SimilarTexts:
 
     def _index(self) -> None:
         """For each text the buckets of its rarest shingles: of those that are another text's too."""
-        keys, starts = array("I"), array("Q", [0])
+        keys, starts = array("I"), array("q", [0])
         for i in range(len(self)):
             found = self._shingles(i)
             n = len(found) - math.ceil(self.similarity * len(found) - TINY) + 1
             rarest = found[np.lexsort((found, self._seen[found % _SEEN]))[:n]]
             keys.frombytes((rarest >> np.uint64(32)).astype(np.uint32).tobytes())
             starts.append(len(keys))
-        buckets, n_buckets = _shared_only(np.frombuffer(keys, dtype=np.uint32) if keys else self._buckets)
-        shared = buckets != _NONE
-        before = np.concatenate([[0], np.cumsum(shared)])
-        self._starts = before[np.frombuffer(starts, dtype=np.uint64).astype(np.int64)]
-        self._buckets = buckets[shared]
+        held = np.frombuffer(keys, dtype=np.uint32) if keys else self._buckets
+        n_buckets = _number(held)
+        shared = np.flatnonzero(held != _NONE)
+        self._starts = np.searchsorted(shared, np.frombuffer(starts, dtype=np.int64))
+        self._buckets = held[shared] - np.uint32(_FIRST)
         self._first = np.full(n_buckets, -1, dtype=np.int64)
 
     def buckets(self, i: int) -> list[int]:
@@ -168,24 +169,25 @@ class SimilarTexts:
         return filter(self.similar_to(i), candidates) if candidates else iter(())
 
 
-def _shared_only(keys: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], int]:
-    """Each key as the number of its bucket, _NONE where no other place has it; and how many buckets there are.
+def _number(keys: NDArray[np.uint32]) -> int:
+    """Replace each key by _FIRST and the number of its bucket, by _NONE where no other place has it; how many buckets.
 
-    By parts of the range, so that what sorting needs beside the keys stays small.
+    By parts of the range and in place, so that what this needs beside the keys stays small. What replaces a key lies in
+    the part that is done first.
     """
-    found, n_buckets, n_parts = np.full(len(keys), _NONE, dtype=np.uint32), 0, 16
-    for part in range(n_parts):
-        at = np.flatnonzero(keys >> np.uint32(28) == part)
+    n_buckets = 0
+    parts = keys.view(np.uint8).reshape(-1, 4)[:, 3 if sys.byteorder == "little" else 0]
+    for part in range(15, -1, -1):
+        at = np.flatnonzero(parts >> 4 == part)
         if not len(at):
             continue
         at = at[np.argsort(keys[at], kind="stable")]
         same = np.concatenate([[False], keys[at][1:] == keys[at][:-1], [False]])
         begins = same[1:] & ~same[:-1]  # the first of several
-        shared = same[1:] | same[:-1]
-        numbers = np.cumsum(begins) - 1 + n_buckets
-        found[at[shared]] = numbers[shared]
+        numbers = (np.cumsum(begins) - 1 + n_buckets + _FIRST).astype(np.uint32)
+        keys[at] = np.where(same[1:] | same[:-1], numbers, np.uint32(_NONE))
         n_buckets += int(begins.sum())
-    return found, n_buckets
+    return n_buckets
 
 
 class Groups:
