@@ -128,12 +128,11 @@ class _Chat:
             if found < 0 and message["role"] == "tool":  # some write a result as the JSON of its text
                 body = json.dumps(body, ensure_ascii=False)[1:-1]
                 found = text.find(body, place)
-            if found < 0 or not all(_stands(one, text, found) for one in _called(message)):
-                raise self._fail(
-                    "LU-D055",
-                    found=f"the chat template drops or rewrites message {i} ({message['role']})",
-                    advice="use a base whose template takes this role",
-                )
+            dropped = found >= 0 and not all(_stands(one, text, found) for one in _called(message))
+            if found < 0 or dropped:
+                what = f"the calls of message {i}" if dropped else f"or rewrites message {i} ({message['role']})"
+                advice = f"use a base whose template {'knows tools' if dropped else 'takes this role'}"
+                raise self._fail("LU-D055", found=f"the chat template drops {what}", advice=advice)
             if not system:
                 place = found + len(body)
 
