@@ -45,6 +45,10 @@ class Conversation(BaseModel):
     source: str
     """file:line"""
     tags: dict[str, Any] = {}
+    made_by: str | None = None
+    """The augmentation that wrote it; None: it was read."""
+    made_from: str | None = None
+    """Id of the conversation that it was made of."""
 
     @property
     def prompt(self) -> tuple[Message, ...]:

@@ -28,6 +28,8 @@ class Registry:
 
     kind: str
     group: str
+    own: tuple[str, ...] = ("sample",)
+    """Arguments that the caller alone passes: no recipe sets them."""
 
     def names(self) -> list[str]:
         return sorted(_entry_points(self.group))
@@ -47,7 +49,7 @@ class Registry:
     def check(self, use: str, params: dict[str, Any], where: str, folder: Path | None, given: set[str]) -> None:
         """Bind `params` to the callable's signature; `given` are arguments that the caller passes by itself.
 
-        The first parameter of a score function, `sample`, is the caller's alone. Raises RecipeError LU-R010 to LU-R012.
+        Raises RecipeError LU-R010 to LU-R012.
         """
         try:
             signature = inspect.signature(self.find(use, where, folder))
@@ -55,7 +57,7 @@ class Registry:
             raise RecipeError.of(
                 "LU-R011", where, f"'{use}' does not tell its parameters", "wrap it in one that does"
             ) from None
-        free = {n: p for n, p in signature.parameters.items() if n != "sample"}
+        free = {n: p for n, p in signature.parameters.items() if n not in self.own}
         takes_any = any(p.kind is p.VAR_KEYWORD for p in free.values())
         for name in params:
             if name not in free and not takes_any:
@@ -86,6 +88,7 @@ class Registry:
 
 
 METRICS = Registry("metric", "luthier.metrics")
+AUGMENTATIONS = Registry("augmentation", "luthier.augmentations", own=("conversation", "rng"))
 
 
 @cache

@@ -15,6 +15,7 @@ from luthier.conversation import SIDES, Conversation, Side, write_conversations
 from luthier.errors import DataError, did_you_mean, printable
 from luthier.files import sha256_of
 from luthier.prepare.audit import Audit, open_audit
+from luthier.prepare.augment import Method, augment, opened
 from luthier.prepare.dedupe import dedupe
 from luthier.prepare.derive import derive
 from luthier.prepare.detect import SAMPLE_ROWS, detect, task_of
@@ -23,7 +24,8 @@ from luthier.prepare.noticed import notice
 from luthier.prepare.rows import Fault, Item, Row, Warn
 from luthier.prepare.sources import SIDE_NAMES, DataFile, find_files
 from luthier.prepare.split import limit, split
-from luthier.records import AuditReport
+from luthier.progress import Quiet, Reporter
+from luthier.records import AuditReport, Augmentation
 from luthier.settings import Data, Recipe, Source
 
 __all__ = ["derive", "prepare"]
@@ -46,11 +48,12 @@ class Encoder(Protocol):
         """In their order; it may take in conversations ahead of those that it gives back."""
 
 
-def prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder) -> AuditReport:
+def prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder, report: Reporter | None = None) -> AuditReport:
     """Write train, validation and test `.jsonl`, `rejects.jsonl` and `audit.json` into `out`.
 
-    `folder` is where the recipe lies. Raises DataError: at once for a file that cannot be used, with every
-    row's place where more rows are rejected than the recipe allows.
+    `folder` is where the recipe lies; `report` is told how far an augmentation is. Raises DataError: at once for a file
+    that cannot be used and for an augmentation that lacks what it needs, with every row's place where more rows are
+    rejected than the recipe allows.
     """
     data = recipe.data
     out.mkdir(parents=True, exist_ok=True)
@@ -59,20 +62,23 @@ def prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder) -> AuditR
     shapes = _shapes(files, data)
     tags = _tags(shapes.values(), data)
     format = shapes[_settings(files[0].source, data)].format  # the first source says what the task is
-    with open_audit(out / "rejects.jsonl") as audit:
-        items = _read(files, shapes, data, encoder, audit)
-    if tags:
-        audit.notes.append(f"columns kept as tags, not shown to the model: {', '.join(map(printable, tags))}")
-    items = _clean(items, format, data, audit)
-    items = _split(items, recipe, audit)
-    notice(items, data.split.near_duplicate_similarity, recipe.model.new_tokens, audit)
+    labelled = format.name == "classification"
+    with opened(data.augment, folder, recipe.seed, labelled) as methods:  # before the rows: what is missing is said now
+        with open_audit(out / "rejects.jsonl") as audit:
+            items = _read(files, shapes, data, encoder, audit)
+        if tags:
+            audit.notes.append(f"columns kept as tags, not shown to the model: {', '.join(map(printable, tags))}")
+        items = _clean(items, format, data, audit)
+        items = _split(items, recipe, audit)
+        notice(items, data.split.near_duplicate_similarity, recipe.model.new_tokens, audit)
+        items, made = _augment(items, methods, recipe, labelled, encoder, audit, report or Quiet())
     sides = {side: [item for item in items if item.side == side] for side in SIDES}
     for side, members in sides.items():
         write_conversations(out / f"{side}.jsonl", (item.conversation for item in members))
     assert sum(map(len, sides.values())) == audit.steps[-1].n_out
-    report = _report(format, sides, audit, hashes)
-    report.write(out / "audit.json")
-    return report
+    audited = _report(format, sides, audit, hashes, made)
+    audited.write(out / "audit.json")
+    return audited
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +280,45 @@ def _split(items: list[Item], recipe: Recipe, audit: Audit) -> list[Item]:
     return items
 
 
-def _report(format: Format, sides: dict[Side, list[Item]], audit: Audit, hashes: dict[str, str]) -> AuditReport:
+def _augment(
+    items: list[Item],
+    methods: Sequence[Method],
+    recipe: Recipe,
+    labelled: bool,
+    encoder: Encoder,
+    audit: Audit,
+    report: Reporter,
+) -> tuple[list[Item], tuple[Augmentation, ...]]:
+    """The items with what was made of the training side after them."""
+    if not methods:
+        return items, ()
+
+    def fit(conversations: Sequence[Conversation]) -> list[Item | str]:
+        encoded = zip(conversations, encoder.many(conversations), strict=True)
+        met = [_item(Understood(Row(c.source), c, "train"), one) for c, one in encoded]
+        return [one if isinstance(one, Item) else one.fault.code for one in met]
+
+    made, records = augment(
+        [item.conversation for item in items if item.side == "train"],
+        [item.conversation for item in items if item.side != "train"],
+        methods,
+        seed=recipe.seed,
+        similarity=recipe.data.split.near_duplicate_similarity,
+        labelled=labelled,
+        fit=fit,
+        report=report,
+    )
+    audit.step("augment", len(items), len(items) + len(made), added=len(made))
+    return [*items, *made], records
+
+
+def _report(
+    format: Format,
+    sides: dict[Side, list[Item]],
+    audit: Audit,
+    hashes: dict[str, str],
+    augmentation: tuple[Augmentation, ...],
+) -> AuditReport:
     conversations = [item.conversation for members in sides.values() for item in members]
     return AuditReport(
         task=task_of(format, any(sum(m.role == "assistant" for m in c.messages) > 1 for c in conversations)),
@@ -286,6 +330,7 @@ def _report(format: Format, sides: dict[Side, list[Item]], audit: Audit, hashes:
         counts=dict(sorted(audit.counts.items())),
         findings=tuple(audit.findings),
         tokens=_tokens(sides["train"]),
+        augmentation=augmentation,
         hashes=hashes,
         notes=tuple(audit.notes),
     )

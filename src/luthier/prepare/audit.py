@@ -55,9 +55,9 @@ class Audit:
         entry = {"code": fault.code, "where": where, "found": fault.found, "raw": row.kept_raw()}
         self._rejects.write(json.dumps(entry) + "\n")  # ASCII: escaped bytes stay what they are
 
-    def step(self, name: str, n_in: int, n_out: int, dropped: Counter[str] | None = None) -> None:
+    def step(self, name: str, n_in: int, n_out: int, dropped: Counter[str] | None = None, added: int = 0) -> None:
         dropped = +(dropped or Counter())
-        assert n_in - n_out == dropped.total(), f"step {name}: {n_in} in, {n_out} out, dropped {dropped}"
+        assert n_in + added - n_out == dropped.total(), f"step {name}: {n_in} in, {n_out} out, dropped {dropped}"
         assert not self.steps or self.steps[-1].n_out == n_in, f"step {name} takes in what {self.steps[-1].name} gave"
         self.steps.append(Step(name=name, n_in=n_in, n_out=n_out, dropped=dict(sorted(dropped.items()))))
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from luthier.conversation import Side
+from luthier.settings.augment import AugmentUse
 from luthier.settings.section import Count, Fraction, Section, located
 
 FormatName = Literal["auto", "messages", "prompt_completion", "classification", "text"]
@@ -63,6 +64,9 @@ class Data(Section):
     """System text for conversations that have none."""
     clean: Annotated[tuple[Dedupe, ...], Field(strict=False)] = ()
     """What is done before the sides are drawn, in this order: `[{use: dedupe}]` drops copies."""
+    augment: Annotated[tuple[AugmentUse, ...], Field(strict=False)] = ()
+    """What is made of the training rows once the sides are drawn, in this order; validation and test stay as they are.
+    `[{use: synonyms, fraction: 0.1}]`."""
     max_rejected_fraction: Fraction = 0.01
     """Above it the run stops: look at the data, not at the loss. 0 is strict."""
     limit: Count | None = None
