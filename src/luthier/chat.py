@@ -8,7 +8,7 @@ still answer differently from day to day. This module knows nothing of what is a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,6 +36,9 @@ class Reply:
     """Who answered: the version that the server says, or the name and digest of the weights."""
     nats: Mapping[str, float] | None = None
     """Of a choice: negative log-likelihood of each option as the whole reply."""
+    prompt_tokens: int = field(default=0, compare=False)
+    """Read for this reply, as the server counts them; 0 where it does not say."""
+    reply_tokens: int = field(default=0, compare=False)
 
 
 class Chat(Protocol):
@@ -75,7 +78,7 @@ def local(base: Base, *, max_new_tokens: int) -> Chat:
         )
         for i, ids in zip(prompts, written, strict=True):
             text = speaker.encoder.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            replies[i] = Reply(text, model=model_name(base))
+            replies[i] = Reply(text, model=model_name(base), prompt_tokens=len(prompts[i]), reply_tokens=len(ids))
         return replies
 
     return chat
@@ -187,10 +190,12 @@ def endpoint(
 
 
 def _read(content: bytes) -> Reply:
-    def pick(data: Any) -> tuple[Any, str]:
-        return data["choices"][0]["message"]["content"], str(data.get("model") or "")
+    def pick(data: Any) -> tuple[Any, str, list[int]]:
+        usage = data.get("usage") or {}
+        counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        return data["choices"][0]["message"]["content"], str(data.get("model") or ""), counts
 
-    text, model = parse(content, "chat completion", pick)
+    text, model, (prompt_tokens, reply_tokens) = parse(content, "chat completion", pick)
     if not isinstance(text, str):
         raise Failed("the reply holds no text")
-    return Reply(text, model=model)
+    return Reply(text, model=model, prompt_tokens=prompt_tokens, reply_tokens=reply_tokens)

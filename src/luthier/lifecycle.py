@@ -108,7 +108,7 @@ def _prepare(work: _Work, out: Path) -> dict[str, Any]:
         max_tokens = max(window - work.recipe.model.virtual_tokens, 1)
     encoder = Encoder(load_tokenizer(work.base), max_tokens, work.base.new_tokens)
     with remembered(encoder):
-        audit = prepare(work.recipe, work.origin, out, encoder)
+        audit = prepare(work.recipe, work.origin, out, encoder, work.report)
     return {"task": audit.task, **audit.sides}
 
 

@@ -32,8 +32,8 @@ class Registry:
 
     kind: str
     group: str
-    first: str = "sample"
-    """The parameter that is the caller's alone: what a plug-in is given to work on."""
+    own: tuple[str, ...] = ("sample",)
+    """Arguments that the caller alone passes: no recipe sets them."""
 
     def names(self) -> list[str]:
         return sorted(_entry_points(self.group))
@@ -62,7 +62,7 @@ class Registry:
             raise RecipeError.of(
                 "LU-R011", where, f"'{use}' does not tell its parameters", "wrap it in one that does"
             ) from None
-        free = {n: p for n, p in signature.parameters.items() if n != self.first}
+        free = {n: p for n, p in signature.parameters.items() if n not in self.own}
         takes_any = any(p.kind is p.VAR_KEYWORD for p in free.values())
         for name in params:
             if name not in free and not takes_any:
@@ -95,7 +95,8 @@ class Registry:
 
 
 METRICS = Registry("metric", "luthier.metrics")
-CLEANERS = Registry("cleaner", "luthier.cleaners", first="text")
+CLEANERS = Registry("cleaner", "luthier.cleaners", own=("text",))
+AUGMENTATIONS = Registry("augmentation", "luthier.augmentations", own=("conversation", "rng"))
 
 
 def _wrong_values(function: Callable[..., Any], params: dict[str, Any]) -> str:

@@ -113,6 +113,33 @@ class Cleaned(Record):
     """Before and after, around the first change."""
 
 
+class Rewritten(Record):
+    """What a row said, and what an augmentation made of it."""
+
+    source: str
+    """file:line of the row."""
+    before: str
+    after: str
+
+
+class Augmentation(Record):
+    """What one method made of the training rows: `asked` = `made` + all that was dropped."""
+
+    method: str
+    parents: int
+    """Training rows that were drawn."""
+    asked: int
+    """Candidates that were wanted of them."""
+    made: int
+    """New training rows."""
+    dropped: dict[str, int] = {}
+    """Reason -> count."""
+    samples: tuple[Rewritten, ...] = ()
+    tokens: dict[str, int] = {}
+    """Read and written by a language model: "prompt", "reply"; kept replies count again."""
+    notes: tuple[str, ...] = ()
+
+
 class AuditReport(Record):
     """Nothing vanishes uncounted: every row read is in `steps`, every finding in `counts`."""
 
@@ -129,6 +156,8 @@ class AuditReport(Record):
     """The first of each code; `counts` has the totals."""
     tokens: dict[str, float] = {}
     """n_tokens, n_learned, longest ... over the training side."""
+    augmentation: tuple[Augmentation, ...] = ()
+    """By method, in the recipe's order; what was made is on the training side."""
     hashes: dict[str, str] = {}
     """Source file -> SHA-256."""
     cleaning: tuple[Cleaned, ...] = ()

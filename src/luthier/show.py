@@ -169,6 +169,12 @@ def audit(report: AuditReport) -> None:
     for step in report.steps:
         table.add_row(step.name, str(step.n_in), str(step.n_out), "; ".join(step.changes))
     console.print(table)
+    for made in report.augmentation:
+        dropped = ", ".join(f"{reason} {n}" for reason, n in made.dropped.items())
+        told = f"{made.method}: {made.made} new rows of {made.asked} candidates" + (
+            f"; dropped: {dropped}" * bool(dropped)
+        )
+        console.print(escape(told))
     for finding in report.findings[:N_FINDINGS]:
         console.print(
             f"{finding.severity}: {finding.code} {escape(printable(finding.where))}: {escape(printable(finding.found))}"

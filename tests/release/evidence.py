@@ -10,6 +10,7 @@ from typing import Any
 
 from luthier.records import (
     AuditReport,
+    Augmentation,
     Check,
     Comparison,
     DiscoveredSlice,
@@ -17,6 +18,7 @@ from luthier.records import (
     Finding,
     Judged,
     ReliabilityBin,
+    Rewritten,
     RuleResult,
     Step,
     SuiteReport,
@@ -175,6 +177,18 @@ AUDIT = AuditReport(
         ),
     ),
     tokens={"n_tokens": 141220, "n_learned": 32611, "longest": 402},
+    augmentation=(
+        Augmentation(
+            method="contextual",
+            parents=90,
+            asked=90,
+            made=61,
+            dropped={"meaning too far": 27, "no reply": 2},
+            samples=(Rewritten(source="data/shop.jsonl:9", before="Where is my order?", after="Has my order left?"),),
+            tokens={"prompt": 15120, "reply": 4031},
+            notes=("nobody looked whether the language is kept",),
+        ),
+    ),
     hashes={"data/shop.jsonl": "5f" * 32},
     notes=(
         "The split was derived: by row, 5 % validation, 19 % test.",

@@ -74,6 +74,12 @@ def test_every_rule_has_its_numbers_and_its_reason():
     assert "The low end, −0.53, is above the limit −1.07." in card
 
 
+def test_rows_that_were_made_are_named_as_such():
+    card = model_card(PASSES)
+    made = card[card.index("Rows that were made of training rows") :]
+    assert "| contextual | 90 | 61 | 27 meaning too far; 2 no reply |" in made
+
+
 def test_full_fine_tuning_loads_without_peft():
     full = replace(PASSES, recipe=recipe(model={"adapt": {"method": "full"}}))
     card = model_card(full)

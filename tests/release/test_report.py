@@ -112,6 +112,15 @@ def test_sections_come_in_order_and_only_where_there_is_something_in_them(eviden
     assert f'<h1 class="verdict {evidence.verdict.outcome.lower()}">{evidence.verdict.outcome}</h1>' in html
 
 
+def test_what_was_made_is_counted_and_shown_beside_what_it_was_made_of():
+    page = report_html(PASSES)
+    for told in ("27 meaning too far", "15,120 prompt, 4,031 reply", "Where is my order?", "Has my order left?"):
+        assert told in page
+    assert "Rows that were made" not in report_html(
+        replace(PASSES, audit=PASSES.audit.model_copy(update={"augmentation": ()}))
+    )
+
+
 def test_every_drawing_is_xml_with_a_title(evidence):
     for svg in re.findall(r"<svg.*?</svg>", report_html(evidence), re.DOTALL):
         assert ElementTree.fromstring(svg).findtext("title")

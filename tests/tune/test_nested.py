@@ -44,6 +44,18 @@ def test_the_starter_mixes_formats_and_gives_its_sides(tmp_path: Path, tiny: Pat
     assert AuditReport.read(report / "prepare" / "audit.json").task == "answer"
 
 
+def test_rows_that_were_made_are_made_anew_and_never_asked(tmp_path: Path, tiny: Path) -> None:
+    write_starter(tmp_path / "shop")
+    noise = "data.augment=[{use: noise, fraction: 1.0, meaning: null}]"
+    outer, choose, report = nested(tmp_path / "shop" / "recipe.yaml", tmp_path / "runs", f"model.base={tiny}", noise)
+    made = {c.id for c in prepared(outer)["train"] if c.made_by == "noise"}
+    for run in (choose, report):
+        sides = prepared(run)
+        assert not made & {c.id for side in ("validation", "test") for c in sides[side]}
+        again = {c.id for c in sides["train"] if c.made_by == "noise"}
+        assert again and again <= made, "a row becomes the same, whatever rows are beside it"
+
+
 def test_a_real_set_of_labels(tmp_path: Path, tiny: Path, data_dir: Path) -> None:
     overrides = (f"model.base={tiny}", "data.limit=1500")
     outer, choose, report = nested(data_dir / "sms_spam", tmp_path / "runs", *overrides)

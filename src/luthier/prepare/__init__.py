@@ -10,13 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from luthier.conversation import SIDES, Conversation, Side, by_answer, write_conversations
 from luthier.errors import DataError, did_you_mean, printable
 from luthier.files import sha256_of
 from luthier.prepare.audit import Audit, open_audit
+from luthier.prepare.augment import Method, augment, opened
 from luthier.prepare.clean import Cleaning
 from luthier.prepare.dedupe import dedupe
 from luthier.prepare.derive import derive
@@ -28,7 +32,8 @@ from luthier.prepare.sources import SIDE_NAMES, DataFile, find_files
 from luthier.prepare.split import limit, split
 from luthier.prepare.symptoms import damaged, personal
 from luthier.prepare.table import Numbers, Rows
-from luthier.records import AuditReport, Cleaned
+from luthier.progress import Quiet, Reporter
+from luthier.records import AuditReport, Augmentation, Cleaned, Rewritten
 from luthier.settings import Data, Dedupe, Recipe, Source
 
 __all__ = ["derive", "prepare"]
@@ -55,21 +60,24 @@ class Encoder(Protocol):
         """Of token ids, with the text that they stand for."""
 
 
-def prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder) -> AuditReport:
+def prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder, report: Reporter | None = None) -> AuditReport:
     """Write train, validation and test `.jsonl`, `rejects.jsonl` and `audit.json` into `out`.
 
-    `folder` is where the recipe lies. Raises DataError: at once for a file that cannot be used, with every
-    row's place where more rows are rejected than the recipe allows. RecipeError for a cleaner that cannot be had.
+    `folder` is where the recipe lies; `report` is told how far an augmentation is. Raises DataError: at once for a file
+    that cannot be used and for an augmentation that lacks what it needs, with every row's place where more rows are
+    rejected than the recipe allows. RecipeError for a cleaner that cannot be had.
     """
     cleaning = Cleaning(recipe, folder)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        return _prepare(recipe, folder, out, encoder, cleaning)
+        return _prepare(recipe, folder, out, encoder, cleaning, report or Quiet())
     except DataError as error:
         raise cleaning.hiding.error(error) from None
 
 
-def _prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder, cleaning: Cleaning) -> AuditReport:
+def _prepare(
+    recipe: Recipe, folder: Path, out: Path, encoder: Encoder, cleaning: Cleaning, report: Reporter
+) -> AuditReport:
     data = recipe.data
     files = find_files(data.sources, folder)
     hashes = {file.shown: sha256_of(file.path) for file in files}
@@ -77,21 +85,25 @@ def _prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder, cleaning
     tags = _tags(shapes.values(), data)
     format = shapes[_settings(files[0].source, data)].format  # the first source says what the task is
     cleaning.survey(partial(_raw, files, shapes, data))
-    with open_audit(out / "rejects.jsonl", cleaning.hiding) as audit:
-        rows = _read(files, shapes, data, cleaning, encoder, audit, out)
-    if tags:
-        shown = ", ".join(printable(cleaning.hiding.text(tag)) for tag in tags)
-        audit.notes.append(f"columns kept as tags, not shown to the model: {shown}")
-    numbers = _liked(rows, rows.numbers, audit)
-    numbers = _dedupe(rows, numbers, format, data, audit)
-    numbers = _split(rows, numbers, recipe, audit)
-    notice(rows, numbers, data.split.near_duplicate_similarity, recipe.model.new_tokens, audit)
+    labelled = format.name == "classification"
+    with opened(data.augment, folder, recipe.seed, labelled) as methods:  # before the rows: what is missing is said now
+        with open_audit(out / "rejects.jsonl", cleaning.hiding) as audit:
+            rows = _read(files, shapes, data, cleaning, encoder, audit, out)
+        if tags:
+            shown = ", ".join(printable(cleaning.hiding.text(tag)) for tag in tags)
+            audit.notes.append(f"columns kept as tags, not shown to the model: {shown}")
+        numbers = _liked(rows, rows.numbers, audit)
+        numbers = _dedupe(rows, numbers, labelled, data, audit)
+        numbers = _split(rows, numbers, recipe, audit)
+        notice(rows, numbers, data.split.near_duplicate_similarity, recipe.model.new_tokens, audit)
+        made, records = _augment(rows, numbers, methods, recipe, labelled, encoder, audit, report)
     for side in SIDES:
-        write_conversations(out / f"{side}.jsonl", rows.each(rows.on(side, numbers)))
-    assert len(numbers) == audit.steps[-1].n_out
-    report = _report(format, rows, numbers, audit, hashes, cleaning)
-    report.write(out / "audit.json")
-    return report
+        new = [item.conversation for item in made] if side == "train" else []
+        write_conversations(out / f"{side}.jsonl", chain(rows.each(rows.on(side, numbers)), new))
+    assert len(numbers) + len(made) == audit.steps[-1].n_out
+    audited = _report(format, rows, numbers, made, records, audit, hashes, cleaning)
+    audited.write(out / "audit.json")
+    return audited
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,12 +341,12 @@ def _liked(rows: Rows, numbers: Numbers, audit: Audit) -> Numbers:
     return numbers[~bad]
 
 
-def _dedupe(rows: Rows, numbers: Numbers, format: Format, data: Data, audit: Audit) -> Numbers:
+def _dedupe(rows: Rows, numbers: Numbers, labelled: bool, data: Data, audit: Audit) -> Numbers:
     for step in data.clean:
         if not isinstance(step, Dedupe):
             continue
         n = len(numbers)
-        numbers, dropped = dedupe(rows, numbers, step.similarity, labelled=format.name == "classification")
+        numbers, dropped = dedupe(rows, numbers, step.similarity, labelled)
         audit.step("dedupe", n, len(numbers), dropped)
     return numbers
 
@@ -351,8 +363,51 @@ def _split(rows: Rows, numbers: Numbers, recipe: Recipe, audit: Audit) -> Number
     return numbers
 
 
+def _augment(
+    rows: Rows,
+    numbers: Numbers,
+    methods: Sequence[Method],
+    recipe: Recipe,
+    labelled: bool,
+    encoder: Encoder,
+    audit: Audit,
+    report: Reporter,
+) -> tuple[list[Item], tuple[Augmentation, ...]]:
+    """What is made of the training side."""
+    if not methods:
+        return [], ()
+
+    def fit(conversations: Sequence[Conversation]) -> list[Item | str]:
+        return [
+            one.problems[0].code if isinstance(one, DataError) else _item(c, "train", one)
+            for c, one in zip(conversations, encoder.many(conversations), strict=True)
+        ]
+
+    train = rows.on("train", numbers)
+    made, records = augment(
+        [c for c in rows.each(train) if not c.tokens],
+        list(rows.each(numbers[rows.side[numbers] != SIDES.index("train")])),
+        methods,
+        seed=recipe.seed,
+        similarity=recipe.data.split.near_duplicate_similarity,
+        labelled=labelled,
+        fit=fit,
+        report=report,
+    )
+    counts = {f"by {record.method}": record.made for record in records}
+    audit.step("augment", len(numbers), len(numbers) + len(made), made=counts)
+    return made, records
+
+
 def _report(
-    format: Format, rows: Rows, numbers: Numbers, audit: Audit, hashes: dict[str, str], cleaning: Cleaning
+    format: Format,
+    rows: Rows,
+    numbers: Numbers,
+    made: list[Item],
+    augmentation: tuple[Augmentation, ...],
+    audit: Audit,
+    hashes: dict[str, str],
+    cleaning: Cleaning,
 ) -> AuditReport:
     labels = {c.answer for c in rows.each(numbers) if c.prompt} if format.name == "classification" else set()
     return AuditReport(
@@ -361,10 +416,11 @@ def _report(
         format=format.name,
         fields=format.fields,
         steps=tuple(audit.steps),
-        sides={side: len(rows.on(side, numbers)) for side in SIDES},
+        sides={side: len(rows.on(side, numbers)) + (len(made) if side == "train" else 0) for side in SIDES},
         counts=dict(sorted(audit.counts.items())),
         findings=tuple(audit.findings),
-        tokens=_tokens(rows, rows.on("train", numbers)),
+        tokens=_tokens(rows, rows.on("train", numbers), made),
+        augmentation=tuple(_hidden(one, cleaning) for one in augmentation),
         hashes=hashes,
         cleaning=cleaning.done(),
         notes=(*map(_told, cleaning.done()), *map(cleaning.hiding.text, audit.notes)),
@@ -378,11 +434,18 @@ def _told(done: Cleaned) -> str:
     return f"{changed}: {before:,} characters became {after:,}{counted}"
 
 
-def _tokens(rows: Rows, train: Numbers) -> dict[str, float]:
-    n_tokens = rows.n_tokens[train]
+def _hidden(augmentation: Augmentation, cleaning: Cleaning) -> Augmentation:
+    """With samples that show no personal data."""
+    hide = cleaning.hiding.text
+    samples = [Rewritten(source=s.source, before=hide(s.before), after=hide(s.after)) for s in augmentation.samples]
+    return augmentation.model_copy(update={"samples": tuple(samples)})
+
+
+def _tokens(rows: Rows, train: Numbers, made: list[Item]) -> dict[str, float]:
+    n_tokens = np.append(rows.n_tokens[train], [item.n_tokens for item in made]).astype(np.int64)
     return {
         "n_tokens": int(n_tokens.sum()),
-        "n_learned": int(rows.n_learned[train].sum()),
+        "n_learned": int(rows.n_learned[train].sum()) + sum(item.n_learned for item in made),
         "longest": int(n_tokens.max(initial=0)),
-        "mean": float(n_tokens.mean()) if len(train) else 0.0,
+        "mean": float(n_tokens.mean()) if len(n_tokens) else 0.0,
     }

@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from luthier.records import AuditReport, Comparison, Judged, Step, Task
+from luthier.records import AuditReport, Augmentation, Comparison, Judged, Step, Task
 from luthier.release import wording
 from luthier.release.evidence import (
     TITLES,
@@ -109,6 +109,7 @@ def model_card(evidence: Evidence) -> str:
         how_to_load=fence(_loading(evidence), "python"),
         sources=[_source_cells(source.path, evidence) for source in evidence.recipe.data.sources],
         steps=[_step_cells(step) for step in evidence.audit.steps],
+        made=[_made_cells(made) for made in evidence.audit.augmentation],
         findings=_finding_cells(evidence.audit),
         learned=in_words(learning(evidence.training)),
         machine=[(k, v) for k, v in evidence.environment.items() if k in ("device", "threads", "processor", "memory")],
@@ -185,6 +186,11 @@ def _failure_cells(kind: Kind) -> tuple[str, ...]:
 
 def _step_cells(step: Step) -> tuple[str, ...]:
     return step.name, f"{step.n_in:,}", f"{step.n_out:,}", "; ".join(step.changes) or "nothing"
+
+
+def _made_cells(made: Augmentation) -> tuple[str, ...]:
+    dropped = "; ".join(f"{n:,} {reason}" for reason, n in made.dropped.items())
+    return made.method, f"{made.asked:,}", f"{made.made:,}", dropped or "nothing"
 
 
 def _result_cells(c: Comparison) -> tuple[str, ...]:

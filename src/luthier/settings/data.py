@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from luthier.conversation import Role, Side
+from luthier.settings.augment import AugmentUse
 from luthier.settings.section import Count, Fraction, Section, Use, located
 
 FormatName = Literal["auto", "messages", "preference", "rated", "prompt_completion", "classification", "text", "tokens"]
@@ -85,6 +86,9 @@ class Data(Section):
     `[strip_html, redact, dedupe]`."""
     personal_data: Literal["warn", "reject", "allow"] = "warn"
     """What becomes of a row in which personal data is found after cleaning: a finding, a reject, nothing."""
+    augment: Annotated[tuple[AugmentUse, ...], Field(strict=False)] = ()
+    """What is made of the training rows once the sides are drawn, in this order; validation and test stay as they are.
+    `[{use: synonyms, fraction: 0.1}]`."""
     max_rejected_fraction: Fraction = 0.01
     """Above it the run stops: look at the data, not at the loss. 0 is strict."""
     limit: Count | None = None

@@ -67,8 +67,8 @@ def _or_rather(name: str, known: Iterable[str]) -> str:
 Urls = Annotated[tuple[str, ...], Field(strict=False), BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
 
 
-def _check_urls(urls: Iterable[str], key_env: str | None) -> None:
-    """Called for a section as a whole, because an error of a field shows what was found: maybe a secret."""
+def check_urls(urls: Iterable[str], key_env: str | None) -> None:
+    """Raises ValueError. Called for a section as a whole: an error of a field shows what was found, maybe a secret."""
     for url in urls:
         try:
             parts = urlsplit(url)
@@ -118,7 +118,7 @@ class Judge(Section):
 
     @model_validator(mode="after")
     def _leads_somewhere(self) -> Judge:
-        _check_urls(self.url, self.key_env)
+        check_urls(self.url, self.key_env)
         return self
 
     @model_validator(mode="after")
@@ -163,7 +163,7 @@ class Servers(Section):
 
     @model_validator(mode="after")
     def _leads_somewhere(self) -> Servers:
-        _check_urls(self.url, self.key_env)
+        check_urls(self.url, self.key_env)
         return self
 
 

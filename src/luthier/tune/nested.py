@@ -69,7 +69,8 @@ def make_nest(recipe: Recipe, origin: Path, prepared: Path, workspace: Path, hel
     record = stage_record(prepared, "prepare")
     assert record is not None
     audit = AuditReport.read(prepared / "prepare" / "audit.json")
-    train = list(read_conversations(prepared / "prepare" / "train.jsonl"))
+    # Rows that were made are made anew of the nested training rows: none is asked, and `data.augment` can be varied.
+    train = [c for c in read_conversations(prepared / "prepare" / "train.jsonl") if c.made_by is None]
     tested = {_kind(c, audit) for c in read_conversations(prepared / "prepare" / "test.jsonl")}
     learned_only = [c for c in train if _kind(c, audit) not in tested]
     how = recipe.data.split.model_copy(

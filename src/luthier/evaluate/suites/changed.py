@@ -16,23 +16,11 @@ import numpy as np
 from luthier.conversation import Conversation, Message, make_conversation
 from luthier.evaluate.suites.suite import Item, Suite, form_metrics
 from luthier.settings import SuiteUse
+from luthier.swap import read_terms
 
 DEFAULT_LIMIT = 50
 """Conversations a suite, unless the recipe says: each costs two likelihoods, no generation."""
 TYPO_EVERY_WORDS = 8
-_PAIRS = """he she|him her|himself herself|man woman|men women|boy girl|boys girls|father mother|dad mum|son daughter
-sons daughters|brother sister|brothers sisters|husband wife|husbands wives|uncle aunt|nephew niece|boyfriend girlfriend
-grandfather grandmother|grandson granddaughter|gentleman lady|gentlemen ladies|male female|males females|sir madam
-mr mrs|groom bride|widower widow|waiter waitress|actor actress|john mary|james anna|michael sarah|david emma
-robert julia|thomas laura|daniel sophie|peter susan|paul helen|mark lisa"""
-_SWAP = {a: b for pair in re.split(r"[|\n]", _PAIRS) for x, y in [pair.split()] for a, b in ((x, y), (y, x))}
-_SWAP |= {"his": "her", "ms": "mr"}
-_NOT_NOUNS = set(
-    """a an the to for with and or but if that this at in on of by from about as is was has had will would can could
-    when where why how what who because so then there here now again too not yes no please up off out over before
-    after""".split()
-)
-"""After `her`, these show an object (him); another word shows a possessor (his)."""
 _EXPANDED = {
     "i'm": "I am", "i've": "I have", "i'd": "I would", "i'll": "I will", "can't": "cannot", "don't": "do not",
     "doesn't": "does not", "didn't": "did not", "won't": "will not", "isn't": "is not", "aren't": "are not",
@@ -44,26 +32,8 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 
 
 def swap_gender(text: str) -> str:
-    """She for he, her for him or his, Mary for John, and the other way; the case is kept."""
-
-    def swapped(match: re.Match[str]) -> str:
-        word, lower = match.group(), match.group().lower()
-        if lower == "her":
-            following = re.match(r"[ \t]+([^\W\d_]+)", text[match.end() :])
-            other = "his" if following and following.group(1).lower() not in _NOT_NOUNS else "him"
-        elif lower == "hers":
-            other = "his"
-        else:
-            other = _SWAP.get(lower, lower)
-        return word if other == lower else _in_case_of(word, other)
-
-    return _WORD.sub(swapped, text)
-
-
-def _in_case_of(word: str, other: str) -> str:
-    if word.isupper() and len(word) > 1:
-        return other.upper()
-    return other.capitalize() if word[0].isupper() else other
+    """She for he, her for him or his, Mary for John, and the other way, as `luthier.swap` does."""
+    return read_terms().swap(text)
 
 
 def misspell(text: str) -> str:
