@@ -5,10 +5,10 @@
 The file holds chats of one or two turns, cut from the shared sets with every fourth word drawn anew, so that rows
 differ; a tenth are copies with one word changed. Luthier reads, audits, drops near-duplicates (whole conversations at
 Jaccard 0.8 of word shingles), splits without leaks, and encodes with the chat template and its mask. The peers load
-the file (`datasets`), tokenise it as `SFTTrainer` does when it is made (with the assistant's mask, on two processes), and
-look every conversation up in and add it to a MinHash LSH (datasketch, 128 permutations, threshold 0.8); nobody splits, audits or
-verifies there. Each runs in a process of its own; memory is what the process holds at most, and by how much that grows
-from a file of a tenth of the rows.
+the file (`datasets`), tokenise it as `SFTTrainer` does when it is made (with the assistant's mask, on two processes),
+and look every conversation up in and add it to a MinHash LSH (datasketch, 128 permutations, threshold 0.8); nobody
+splits, audits or verifies there. Each runs in a process of its own; memory is what the process holds at most, and by
+how much that grows from a file of a tenth of the rows.
 """
 
 from __future__ import annotations
