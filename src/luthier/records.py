@@ -470,6 +470,8 @@ class TrainReport(Record):
     """What training did, for the report's curves and for the card."""
 
     method: str
+    learning_rate: float
+    """The highest one."""
     adapters: tuple[Given, ...] = ()
     n_trainable: int
     n_parameters: int

@@ -206,6 +206,7 @@ def training(steps: int = 220, best: int = 154) -> TrainReport:
         checks.append(Check(step=s, nll=nll, train_nll=0.95 + 1.2 * math.exp(-s / 45), best=s == best))
     return TrainReport(
         method="lora",
+        learning_rate=2e-4,
         n_trainable=4_884_480,
         n_parameters=139_399_488,
         steps_planned=220,

@@ -26,8 +26,9 @@ class Train(Section):
     precision: Precision = "auto"
     """What matrices are multiplied in during training; what learns adds up in float32. auto: bfloat16 on a GPU that has
     it, float32 elsewhere. On a CPU bfloat16 is for fused layers, and faster where the processor has it."""
-    learning_rate: Positive = 2e-4
-    """The highest one, at the end of the warm-up."""
+    learning_rate: Positive | Literal["auto"] = "auto"
+    """The highest one, at the end of the warm-up. auto: from the technique and the model's width
+    ([which](techniques.md#the-learning-rate))."""
     warmup_fraction: Fraction = 0.05
     """Of the run, in which the learning rate rises from 0."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -54,6 +55,12 @@ class Train(Section):
     """Seconds between checkpoints; 0 saves after every step."""
     max_minutes: Positive | None = None
     """Stop and finish the schedule within this time. Makes a run depend on the machine's speed."""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate as a number, once `auto` has become one."""
+        assert self.learning_rate != "auto"
+        return self.learning_rate
 
     @model_validator(mode="after")
     def _can_update_in_backward(self) -> Train:

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from luthier.machine import keeping_freed_memory
 from luthier.models import Base, held_in, load_model, load_tokenizer, multiplied_in
 from luthier.progress import Quiet, Reporter
 from luthier.quantized import in_few_bits, n_weights
+from luthier.rates import suited_rate
 from luthier.records import Check, Given, TrainReport
 from luthier.saved import is_adapter, save_adapted
 from luthier.settings import AdaLora, GivenAdapter, Lora, Recipe, located
@@ -48,12 +50,13 @@ def train(
     checkpoint is damaged; ModelError LU-M030 to LU-M032 for a given adapter that does not fit.
     """
     report = report or Quiet()
-    settings = recipe.train
     repeatable()
     tokenizer = load_tokenizer(base)
     given = [read_adapter(adapter_in(located(g.path, folder)), base, g.weight) for g in recipe.model.adapters]
     described = [_described(g, folder) for g in recipe.model.adapters]  # now: they may change while it trains
-    start = load_model(base, dtype=held_in(settings.precision), quantize=recipe.model.quantize)
+    start = load_model(base, dtype=held_in(recipe.train.precision), quantize=recipe.model.quantize)
+    recipe = _with_rate(recipe, start)
+    settings = recipe.train
     if recipe.model.quantize:
         report.say(in_few_bits(start))
     model = adapt(add(start, given) if given else start, recipe.model.adapt, base, recipe.seed)
@@ -81,6 +84,7 @@ def train(
     with keeping_freed_memory(), kept_trunk(decoder, data.homes(), out) as ways:
         path = f"{ways}{refused}; in {decoder.precision}"
         report.say(f"forward path: {path}")
+        report.say(f"learning rate: {settings.rate:g}")
         with report.bar("train", data.n_steps, progress.step) as advance:
             plan = make_plan(recipe, data)
             progress = fit(decoder, optimizer, [CrossEntropy()], data, plan, progress, save, advance, relief)
@@ -92,6 +96,16 @@ def train(
     done = _report(recipe, model, data, progress, path + relief.said, described)
     done.write(out / "train.json")
     return done
+
+
+def _with_rate(recipe: Recipe, model: nn.Module) -> Recipe:
+    """With a number for `learning_rate: auto`."""
+    if recipe.train.learning_rate != "auto":
+        return recipe
+    config: Any = model.config
+    config = config.get_text_config()
+    rate = suited_rate(recipe.model.adapt, config.hidden_size, config.model_type)
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"learning_rate": rate})})
 
 
 def repeatable() -> None:
@@ -177,6 +191,7 @@ def _report(
     train_nll = dict(progress.curve)
     return TrainReport(
         method=recipe.model.adapt.method,
+        learning_rate=recipe.train.rate,
         adapters=tuple(given),
         n_trainable=sum(p.numel() for p in trainable(model).values()),
         n_parameters=n_weights(model),

@@ -36,9 +36,9 @@ def make_optimizer(
         if members
     ]
     if settings.optimizer == "adamw_8bit":
-        return AdamW8bit(made, settings.learning_rate)
+        return AdamW8bit(made, settings.rate)
     # fused: one pass over a tensor and its moments instead of ten
-    return torch.optim.AdamW(made, lr=settings.learning_rate, fused=True)
+    return torch.optim.AdamW(made, lr=settings.rate, fused=True)
 
 
 class AdamW8bit(torch.optim.Optimizer):
@@ -134,8 +134,8 @@ def learning_rate(settings: Train, fraction: float) -> float:
     """The rate when `fraction` of the run is done: linear warm-up, then cosine to zero, or constant."""
     warmup = settings.warmup_fraction
     if fraction < warmup:
-        return settings.learning_rate * fraction / warmup
+        return settings.rate * fraction / warmup
     if settings.schedule == "constant":
-        return settings.learning_rate
+        return settings.rate
     done = min((fraction - warmup) / max(1 - warmup, 1e-12), 1.0)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    return settings.rate * 0.5 * (1 + math.cos(math.pi * done))

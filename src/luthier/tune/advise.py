@@ -31,6 +31,7 @@ from luthier.errors import DataError, ModelError, RunError, Stopped
 from luthier.machine import available_bytes
 from luthier.models import Base, load_model, load_tokenizer, pick_device
 from luthier.progress import Reporter
+from luthier.rates import LORA, multiple
 from luthier.records import AdviceReport, Advised, TrialsReport
 from luthier.settings import Adapt, Auto, Full, Recipe, Train
 from luthier.stats import MIN_CLUSTERS
@@ -231,9 +232,10 @@ def _on_shapes(base: Base, recipe: Recipe) -> list[_Shaped]:
         except ModelError as error:
             trouble = error.problems[0].found
         adapt = {"method": how.method, **how.model_dump(mode="json", exclude_defaults=True)}
-        rate = float(f"{recipe.train.learning_rate * candidate.rate:.3g}")
-        settings = f"model.adapt={json.dumps(adapt)}", f"train.learning_rate={rate!r}"
-        found.append(_Shaped(candidate.name, how, settings, decoder, trouble))
+        settings = [f"model.adapt={json.dumps(adapt)}"]
+        if recipe.train.learning_rate != "auto":
+            settings.append(f"train.learning_rate={recipe.train.learning_rate * multiple(how) / LORA:.3g}")
+        found.append(_Shaped(candidate.name, how, tuple(settings), decoder, trouble))
     return found
 
 

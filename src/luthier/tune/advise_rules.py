@@ -24,8 +24,6 @@ class Candidate:
     name: str
     adapt: Callable[[int], Adapt]
     """Of a model with so many layers."""
-    rate: float = 1.0
-    """Its learning rate, in multiples of LoRA's, which the recipe states."""
 
 
 CANDIDATES = (
@@ -33,12 +31,11 @@ CANDIDATES = (
     Candidate("lora-4", lambda _: Lora(rank=4)),
     Candidate("lora-64", lambda _: Lora(rank=64)),
     Candidate("lora-16-upper", lambda n: Lora(last_layers=max(n // 2, 1))),
-    Candidate("full", lambda _: Full(method="full"), rate=0.1),
-    Candidate("last-layers", lambda n: Partial(method="partial", last_layers=max(n // 8, 1)), rate=0.1),
-    Candidate("ia3", lambda _: Peft(method="peft", type="IA3"), rate=15.0),
+    Candidate("full", lambda _: Full(method="full")),
+    Candidate("last-layers", lambda n: Partial(method="partial", last_layers=max(n // 8, 1))),
+    Candidate("ia3", lambda _: Peft(method="peft", type="IA3")),
 )
-"""The best known first. One alpha for all ranks: LoRA's best rate then hardly depends on the rank, and is ten times
-that of all weights (Schulman et al. 2025); IA3's rate is 3e-3 (Liu et al. 2022), where LoRA's default is 2e-4."""
+"""The best known first. One alpha for all ranks: LoRA's best rate then hardly depends on the rank (`rates.py`)."""
 
 FACTS = {
     "n_train": "training rows",
