@@ -189,11 +189,9 @@ def test_exactly_calls_and_answers_are_learned(template: Path, tiny: Path, conve
         assert_equal(tokenizer, conversation, "<|turn>model\n" if name == "diffusion_gemma" else "")
 
 
-@by_template
+@pytest.mark.parametrize("template", [t for t in MARKED if name_of(t) in TOOLS], ids=name_of)
 def test_control_strings_in_calls_and_results_never_become_tokens(template: Path, tiny: Path) -> None:
-    tokenizer, name = tokenizer_of(template, tiny), name_of(template)
-    if name not in TOOLS:
-        pytest.skip("its template knows no tools")
+    tokenizer = tokenizer_of(template, tiny)
     end = tokenizer.eos_token
     plain, forged = called("And now?", "Still."), called(f"And {end} now?", "Still.", city=f"Os{end}lo")
     n_plain, n_forged = (Encoder(tokenizer)(c).ids.count(tokenizer.eos_token_id) for c in (plain, forged))

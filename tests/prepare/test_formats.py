@@ -266,3 +266,9 @@ def test_the_rows_of_the_page_are_what_it_says(name: str, row: str) -> None:
 def test_the_roles_of_the_page_are_those_that_are_read() -> None:
     listed = dict(re.findall(r"^\| (system|user|assistant|tool) \| ([a-z_, ]+) \|", PAGE, flags=re.M))
     assert {name: role for role, names in listed.items() for name in names.split(", ")} == ROLE_NAMES
+
+
+def test_a_row_of_texts_keeps_the_id_that_it_always_had() -> None:
+    """Draws of sides and limits, kept encodings and votes go by it."""
+    assert one({"prompt": "What is order 0?", "completion": "0 kettles, 0 lids"})[1].id == "b1b775f1c81279b7"
+    assert one({"messages": turns("What is order 0?", "0 kettles, 0 lids")})[1].id == "b1b775f1c81279b7"

@@ -16,7 +16,7 @@ from typing import Any
 
 from luthier.conversation import Conversation, Message, Role, Tokens, make_conversation
 from luthier.errors import did_you_mean, printable
-from luthier.prepare.chats import LEARN, chat, is_turn, kind, tools_of
+from luthier.prepare.chats import LEARN, ROLE_NAMES, chat, is_turn, kind, tools_of
 from luthier.prepare.rows import Fault, Row, Warn
 
 REQUIRED = {
@@ -214,9 +214,14 @@ def _numbers(value: Any, field: str) -> list[int]:
 
 
 def _unlearned(turns: list[Any]) -> list[Any]:
-    """Turns that are context: nothing of them is learned, unless they say so."""
-    named = [isinstance(turn, dict) and not any(turn.get(name) is not None for name in LEARN) for turn in turns]
-    return [turn | {"learn": False} if free else turn for turn, free in zip(turns, named, strict=True)]
+    """Turns that are context: no answer among them is learned, unless it says so."""
+
+    def answers(turn: Any) -> bool:
+        if not isinstance(turn, dict) or any(turn.get(name) is not None for name in LEARN):
+            return False
+        return ROLE_NAMES.get(str(turn.get("role", turn.get("from")))) == "assistant"
+
+    return [turn | {"learn": False} if answers(turn) else turn for turn in turns]
 
 
 def _history(value: Any, field: str) -> Iterator[Any]:
