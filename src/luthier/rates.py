@@ -14,7 +14,7 @@ ALL_WEIGHTS = 5e-5
 WIDTHS = (512, 16_384)
 FAMILIES = {"qwen": 0.0775}
 LLAMA = 0.781
-MULTIPLES = {"full": 1.0, "partial": 1.0, "p_tuning": 20.0, "prefix": 100.0, "prompt": 200.0}
+MULTIPLES = {"full": 1.0, "partial": 1.0, "p_tuning": 100.0, "prefix": 100.0, "prompt": 200.0}
 """Of the rate of all weights, by method; what is not named learns at LoRA's. Learned prompts are small and far from the
 loss: their authors' rates are tens of times LoRA's (Lester et al. 2021; Li & Liang 2021)."""
 LORA = 10.0

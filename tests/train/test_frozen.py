@@ -111,7 +111,7 @@ def test_training_says_its_path_and_leaves_no_states(
     monkeypatch.setattr(Quiet, "say", lambda self, text: said.append(text))
     data, base = prepared(tmp_path / "data"), find_base(str(tiny))
     kept = train(upper_recipe(), data, base, tmp_path / "kept")
-    assert said == [f"forward path: {FUSED}; layer 0 once per example; in float32"]
+    assert said == [f"forward path: {FUSED}; layer 0 once per example; in float32", "learning rate: 0.01"]
     assert {p.name for p in (tmp_path / "kept").iterdir()} == {"checkpoints", "model", "train.json"}
     monkeypatch.setattr(trunk, "_way", lambda *_: (None, ""))
     whole = train(upper_recipe(), data, base, tmp_path / "whole")

@@ -37,7 +37,7 @@ def test_what_learns_less_learns_faster() -> None:
 def test_training_says_the_rate_and_learns_at_it(tiny: Path, tmp_path: Path) -> None:
     data, base = prepared(tmp_path / "data", 8), find_base(str(tiny))
     said: list[str] = []
-    done = train(make_recipe(learning_rate="auto", epochs=1), data, base, tmp_path / "auto", Lines(said.append))
+    done = train(make_recipe(learning_rate=None, epochs=1), data, base, tmp_path / "auto", Lines(said.append))
     assert done.learning_rate == suited_rate(Lora(), 32, "llama") and f"learning rate: {done.learning_rate:g}" in said
     same = train(make_recipe(learning_rate=done.learning_rate, epochs=1), data, base, tmp_path / "number")
     assert same.curve == done.curve

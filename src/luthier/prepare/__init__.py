@@ -61,7 +61,8 @@ def _prepare(
     labelled = format.name == "classification"
     with opened(data.augment, folder, recipe.seed, labelled) as methods:  # before the rows: what is missing is said now
         with open_audit(out / "rejects.jsonl", cleaning.hiding) as audit:
-            reading.into(rows := Rows(out), cleaning, encoder, audit)
+            n_read = reading.into(rows := Rows(out), cleaning, encoder, audit)
+            audit.check_rejected(n_read, data.max_rejected_fraction)
         if reading.tags:
             shown = ", ".join(printable(cleaning.hiding.text(tag)) for tag in reading.tags)
             audit.notes.append(f"columns kept as tags, not shown to the model: {shown}")

@@ -111,8 +111,8 @@ class Reading:
                     if not row.fault:
                         yield shape.format.conversation(row, shape.columns, _silent)
 
-    def into(self, rows: Rows, cleaning: Cleaning, encoder: Encoder, audit: Audit) -> None:
-        """Append the good rows; the others go to the audit's rejects."""
+    def into(self, rows: Rows, cleaning: Cleaning, encoder: Encoder, audit: Audit) -> int:
+        """Append the good rows; the others go to the audit's rejects. How many were read."""
         stages = ("read", "understand", *(["clean"] if cleaning.rejects else []), "encode")
         n_read, n_more, faulty = 0, 0, {stage: Counter[str]() for stage in stages}
         for met in _encoded(self._met(cleaning, encoder), encoder):
@@ -131,7 +131,7 @@ class Reading:
         for name, dropped in faulty.items():
             made = {"one row an answer": n_more} if name == "encode" else {}
             audit.step(name, n, n := n - dropped.total() + sum(made.values()), dropped, made)
-        audit.check_rejected(n_read, self._data.max_rejected_fraction)
+        return n_read
 
     def _met(self, cleaning: Cleaning, encoder: Encoder) -> Iterator[Understood | Faulty | Odd]:
         """All rows of all files, each after what was odd about it."""

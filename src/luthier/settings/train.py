@@ -26,8 +26,8 @@ class Train(Section):
     precision: Precision = "auto"
     """What matrices are multiplied in during training; what learns adds up in float32. auto: bfloat16 on a GPU that has
     it, float32 elsewhere. On a CPU bfloat16 is for fused layers, and faster where the processor has it."""
-    learning_rate: Positive | Literal["auto"] = "auto"
-    """The highest one, at the end of the warm-up. auto: from the technique and the model's width
+    learning_rate: Positive | None = None
+    """The highest one, at the end of the warm-up. None: from the technique and the model's width
     ([which](techniques.md#the-learning-rate))."""
     warmup_fraction: Fraction = 0.05
     """Of the run, in which the learning rate rises from 0."""
@@ -58,8 +58,8 @@ class Train(Section):
 
     @property
     def rate(self) -> float:
-        """The learning rate as a number, once `auto` has become one."""
-        assert self.learning_rate != "auto"
+        """The learning rate, once it is known."""
+        assert self.learning_rate is not None
         return self.learning_rate
 
     @model_validator(mode="after")

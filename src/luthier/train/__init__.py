@@ -99,8 +99,8 @@ def train(
 
 
 def _with_rate(recipe: Recipe, model: nn.Module) -> Recipe:
-    """With a number for `learning_rate: auto`."""
-    if recipe.train.learning_rate != "auto":
+    """With the learning rate that suits, where none is given."""
+    if recipe.train.learning_rate is not None:
         return recipe
     config: Any = model.config
     config = config.get_text_config()

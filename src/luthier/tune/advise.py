@@ -233,7 +233,7 @@ def _on_shapes(base: Base, recipe: Recipe) -> list[_Shaped]:
             trouble = error.problems[0].found
         adapt = {"method": how.method, **how.model_dump(mode="json", exclude_defaults=True)}
         settings = [f"model.adapt={json.dumps(adapt)}"]
-        if recipe.train.learning_rate != "auto":
+        if recipe.train.learning_rate is not None:
             settings.append(f"train.learning_rate={recipe.train.learning_rate * multiple(how) / LORA:.3g}")
         found.append(_Shaped(candidate.name, how, tuple(settings), decoder, trouble))
     return found
