@@ -52,7 +52,7 @@ def write_rows(path: Path, n: int, data: Path) -> None:
         return " ".join(found)
 
     with path.open("w", encoding="utf-8") as out:
-        for i in range(n):
+        for _ in range(n):
             if recent and draw.random() < COPIES:
                 chat = [dict(turn) for turn in draw.choice(recent)]
                 last = chat[-1]["content"].split()
