@@ -56,7 +56,7 @@ class Message(BaseModel):
         """As the chat completions API writes it."""
         calls = [
             {
-                "id": call.id,
+                **({} if call.id is None else {"id": call.id}),
                 "type": "function",
                 "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
             }
@@ -136,23 +136,20 @@ def make_conversation(
     return draft.model_copy(update={"id": key, "family": family or key})
 
 
+def with_messages(conversation: Conversation, messages: Iterable[Message], **changed: Any) -> Conversation:
+    """The conversation saying something else, so with another id; `changed`: its other fields that are new."""
+    kept = {name: getattr(conversation, name) for name in ("source", "tags", "family", "tools", "rejected", "rating")}
+    return make_conversation(messages, **(kept | changed))
+
+
 def by_answer(conversation: Conversation) -> list[Conversation]:
     """One for each answer that is learned, which is all that is learned of it; of one family."""
     learned = [i for i, m in enumerate(conversation.messages) if m.learned and m.role == "assistant"]
     parts = []
     for i in learned:
         before = [m.model_copy(update={"learn": False}) if m.learned else m for m in conversation.messages[:i]]
-        parts.append(
-            make_conversation(
-                [*before, conversation.messages[i]],
-                conversation.source,
-                conversation.tags,
-                conversation.family,
-                tools=conversation.tools,
-                rejected=conversation.rejected if i == learned[-1] else (),
-                rating=conversation.rating,
-            )
-        )
+        rejected = conversation.rejected if i == learned[-1] else ()
+        parts.append(with_messages(conversation, [*before, conversation.messages[i]], rejected=rejected))
     return parts
 
 

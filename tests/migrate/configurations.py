@@ -21,7 +21,7 @@ INFO = """
   "asked": {"file_name": "asked.csv", "columns": {"prompt": "ask", "response": "say", "system": "sys"}},
   "pairs": {"file_name": "pairs.json", "ranking": true, "columns": {"prompt": "q", "chosen": "a", "rejected": "b"}},
   "rated": {"file_name": "rated.json", "columns": {"prompt": "q", "response": "a", "kto_tag": "good"}},
-  "hub": {"hf_hub_url": "someone/answers", "subset": "en", "file_name": "not-read.json"},
+  "hub": {"hf_hub_url": "someone/answers", "subset": "en", "revision": "v2", "file_name": "not-read.json"},
   "scripted": {"script_url": "make_rows"}
 }
 """
@@ -422,12 +422,17 @@ mask_history: false
     ),
     "the last layers": Case(
         "model_name_or_path: a\ndataset: hub\nfinetuning_type: freeze\nfreeze_trainable_layers: 3\nlora_rank: 8\n",
-        {"model.adapt.method": "partial", "model.adapt.last_layers": 3, "data.sources.0.path": "hub:someone/answers"},
+        {
+            "model.adapt.method": "partial",
+            "model.adapt.last_layers": 3,
+            "data.sources.0.path": "hub:someone/answers@v2:en",
+        },
         {
             "lora_rank": "no_effect",
             "hub.hf_hub_url": "carried",
             "hub.file_name": "no_effect",
-            "hub.subset": "not_supported",
+            "hub.subset": "carried",
+            "hub.revision": "carried",
         },
     ),
     "orthogonal": Case(
@@ -518,11 +523,12 @@ assistant_only_loss: true
             "data.max_tokens": None,
             "data.split.valid_fraction": 0.05,
             "data.sources.1.path": "data/b.jsonl",
-            "data.sources.2.path": "hub:someone/answers",
+            "data.sources.2.path": "hub:someone/answers:en",
             "data.sources.3.path": "data/c.csv",
         },
         {
             "datasets.1.path": "carried",
+            "datasets.1.name": "carried",
             "datasets.1.fraction": "not_supported",
             "assistant_only_loss": "no_effect",
             "max_length": "carried",

@@ -20,6 +20,7 @@ from luthier.settings import Data, Source
 
 from .lines import Prepared, run
 
+ALL_TRAIN = {"valid_fraction": 0, "test_fraction": 0}
 Q, A, Q2, A2, BAD = "What is it?", "A red kettle.", "And that?", "A blue lamp.", "No idea."
 
 
@@ -211,6 +212,8 @@ def test_calls_that_are_no_calls_are_faults() -> None:
     assert fault(with_call(OPENAI_CALL, RESULT | {"tool_call_id": "c2"})) == ("LU-D036", "messages[2]")
     assert fault({"messages": [*turns(Q), RESULT, turns(Q, A)[1]]}) == ("LU-D036", "messages[1]")
     assert fault({"messages": turns(Q, A), "tools": "[oops"}) == ("LU-D035", "tools")
+    for text in ('{"a": NaN}', '{"a": 1, "a": 2}', '{"a": "\\ud83d"}', '{"a": ' + "[" * 80 + "]" * 80 + "}"):
+        assert fault(with_call({"function": {"name": "weather", "arguments": text}})) == ("LU-D035", "messages[1]")
     assert fault({"messages": [turns(Q)[0] | {"tool_calls": [OPENAI_CALL]}, turns(Q, A)[1]]})[0] == "LU-D035"
 
 
@@ -219,8 +222,19 @@ def test_two_calls_that_differ_are_no_copies(tmp_path: Path) -> None:
     for city in ("Oslo", "Rome", "Oslo"):
         call = {"function": {"name": "weather", "arguments": {"city": city}}}
         rows += [{"messages": [*turns(Q), {"role": "assistant", "content": "", "tool_calls": [call]}]}]
-    prepared = run_rows(tmp_path, rows, clean=[{"use": "dedupe"}], split={"valid_fraction": 0, "test_fraction": 0})
+    prepared = run_rows(tmp_path, rows, clean=[{"use": "dedupe"}], split=ALL_TRAIN)
     assert len(prepared.all()) == 2
+
+
+def test_pairs_with_other_rejected_answers_and_other_tools_or_ratings_are_no_copies(tmp_path: Path) -> None:
+    pair = {"prompt": Q, "chosen": A}
+    rows = [pair | {"rejected": text} for text in ("no idea", "ask somebody else, please", "no idea")]
+    prepared = run_rows(tmp_path, rows, clean=[{"use": "dedupe"}], split=ALL_TRAIN)
+    assert len(prepared.all()) == 2
+    for name, values in (("tools", ([TOOL], [], [TOOL])), ("label", (True, False, True))):
+        rows = [{"prompt": Q, "completion": A, name: value} for value in values]
+        prepared = run_rows(tmp_path, rows, clean=[{"use": "dedupe"}], split=ALL_TRAIN)
+        assert len(prepared.all()) == 2, name
 
 
 # -- token ids -------------------------------------------------------------------------------------------

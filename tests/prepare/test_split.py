@@ -37,6 +37,12 @@ def table(items: list[Item]) -> Rows:
     return rows
 
 
+def test_a_row_takes_66_bytes_however_long_it_is() -> None:
+    rows = table([item("where is it? " * n, n, n=n) for n in range(1, 200)])
+    held = (rows._ends, rows._side, rows._tokens, rows._flags, rows._hashes)
+    assert sum(one.itemsize * len(one) for one in held) == 66 * len(rows)
+
+
 def alike(a: str, b: str, similarity: float) -> bool:
     x, y = set(shingles(a)), set(shingles(b))
     return len(x & y) >= similarity * len(x | y) - 1e-9

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from luthier.migrate.axolotl_keys import OTHERS
-from luthier.migrate.data import COMMIT, FILES, PATH_DOC, SHARDS, SPLIT, STREAMED, SUBSET, listed, places
+from luthier.migrate.data import FILES, HEAD, PATH_DOC, SHARDS, SPLIT, STREAMED, listed, part_of_name, places
 from luthier.migrate.engine import Fate, Rule, Table, View
 from luthier.migrate.kinds import anything, either, flag, mapping, mappings, names, number, text, whole
 from luthier.migrate.lora import (
@@ -141,8 +141,12 @@ def _roles_to_train(value: list[str], view: View) -> Fate:
     return Fate("not_supported", f"which turns are learned; {LEARNED}")
 
 
+def _located(view: View) -> tuple[list[str], Fate]:
+    return places(view("path"), listed(view("data_files")), view, view("name"), view("revision"))
+
+
 def _path(value: str, view: View) -> Fate:
-    return places(value, listed(view("data_files")), view)[1]
+    return _located(view)[1]
 
 
 READ_AS = "`data.sources`: format and fields"
@@ -167,8 +171,8 @@ SOURCE: Table = {
     "data_files": FILES,
     "ds_type": no_effect("how a file is read is told from the file"),
     "split": SPLIT,
-    "name": SUBSET,
-    "revision": COMMIT,
+    "name": part_of_name("a configuration", lambda view: _located(view)[0]),
+    "revision": part_of_name("a revision", lambda view: _located(view)[0], HEAD),
     **keys("shards shards_idx skip", SHARDS),
     "preprocess_shards": RUNTIME,
     "trust_remote_code": FOREIGN_CODE,
@@ -217,7 +221,7 @@ def sources(view: View) -> Sources:
     for key, side in (("datasets", {}), ("pretraining_dataset", {}), ("test_datasets", {"split": "validation"})):
         for entry in _entries(key, view):
             reading = shape(entry)
-            paths, _ = places(entry("path"), listed(entry("data_files")), entry)
+            paths, _ = _located(entry)
             found += [{"path": path} | side | (reading.settings() if reading else {}) for path in paths]
     return found
 

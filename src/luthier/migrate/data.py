@@ -7,23 +7,27 @@ the files themselves.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import PurePath
 
 from luthier.migrate.engine import Fate, Rule, View
-from luthier.migrate.kinds import anything, names, text
-from luthier.migrate.rules import no_effect, not_supported
+from luthier.migrate.kinds import anything, names, or_none, text
+from luthier.migrate.rules import NO_PART, no_effect, not_supported
 
 READERS = ("json", "csv", "parquet", "arrow", "text")
 """What stands in the place of a path where files are named apart."""
 SUFFIXES = ("json", "jsonl", "ndjson", "csv", "tsv", "parquet", "arrow", "txt", "gz", "zst")
 
-SUBSET = not_supported("a configuration of a data set on the hub", "fetch its files, and name their folder")
-COMMIT = not_supported("a revision of a data set on the hub", "fetch that revision", off=(None, "", "main"))
+FOLDER = not_supported("a folder of a data set on the hub", "fetch its files, and name their folder")
+HEAD = (None, "", "main")
+"""Revisions that are the newest."""
 SHARDS = not_supported("a part of the rows", "data.limit takes so many, drawn by seed")
 STREAMED = no_effect("rows are read as they come")
 
 
-def places(path: str | None, files: list[str], view: View) -> tuple[list[str], Fate]:
+def places(
+    path: str | None, files: list[str], view: View, config: str | None = None, revision: str | None = None
+) -> tuple[list[str], Fate]:
     """The paths of sources for what a peer names, and the fate of the key that names it."""
     if not path or (path in READERS and files):
         said = "how a file is read is told from the file"
@@ -33,13 +37,27 @@ def places(path: str | None, files: list[str], view: View) -> tuple[list[str], F
         return [local], Fate("not_supported", f"a remote file; fetch it to {local}")
     if view.place.find(path) is None and not is_file(path):
         if not files:
-            return [f"hub:{path}"], Fate("carried", f"`data.sources`: hub:{path}")
+            name = f"hub:{path}" + (f"@{revision}" if revision not in HEAD else "") + (f":{config}" if config else "")
+            return [name], Fate("carried", f"`data.sources`: {name}")
         folder = f"data/{path.replace('/', '--')}"
         said = f"files of a data set on the hub; fetch it: hf download --repo-type dataset {path} --local-dir {folder}"
         return [f"{folder}/{file}" for file in files], Fate("not_supported", said)
     inside = [f"{path}/{file}" for file in files if view.place.find(f"{path}/{file}")]
     found = [view.place.for_recipe(one) for one in inside or files or [path]]
     return found, Fate("carried", f"`data.sources`: {', '.join(found)}")
+
+
+def part_of_name(what: str, of: Callable[[View], list[str]], off: tuple[object, ...] = (None, "")) -> Rule:
+    """A key that says which configuration or revision is meant of a data set on the hub; `of` gives the sources."""
+
+    def by(value: str | None, view: View) -> Fate:
+        if value in off:
+            return Fate("no_effect", NO_PART)
+        if any(path.startswith("hub:") for path in of(view)):
+            return Fate("carried", "`data.sources`: part of the name")
+        return Fate("not_supported", f"{what} of a data set on the hub; fetch its files, and name their folder")
+
+    return Rule(or_none(text), f"`data.sources`: {what}, part of a hub name as in hub:NAME@REVISION:CONFIG", by)
 
 
 def is_file(path: str) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from luthier.migrate.data import COMMIT, PATH_DOC, SHARDS, SPLIT, SUBSET, places
+from luthier.migrate.data import FOLDER, HEAD, PATH_DOC, SHARDS, SPLIT, part_of_name, places
 from luthier.migrate.engine import Fate, Rule, Table, View
 from luthier.migrate.kinds import flag, mapping, text
 from luthier.migrate.place import Place
@@ -83,7 +83,7 @@ def located(view: View) -> tuple[str, str, Fate]:
     if key is None:
         raise ValueError(f"one of {', '.join(WHERE)} is expected in each data set that is used")
     if key in ("hf_hub_url", "cloud_file_name", "file_name"):
-        paths, fate = places(view(key), [], view)
+        paths, fate = places(view(key), [], view, view("subset"), view("revision"))
         return key, paths[0], fate
     path = f"data/{PurePath(view(key)).name}"
     return key, path, Fate("not_supported", f"another hub, or a program; fetch the rows, or write them, to {path}")
@@ -125,9 +125,9 @@ DATASET: Table = {
     "columns": Rule(mapping, READ_AS, _read_as, inner=COLUMNS),
     "tags": Rule(mapping, READ_AS, _read_as, inner=TAGS),
     "split": SPLIT,
-    "subset": SUBSET,
-    "folder": SUBSET,
-    "revision": COMMIT,
+    "subset": part_of_name("a configuration", lambda view: [located(view)[1]]),
+    "folder": FOLDER,
+    "revision": part_of_name("a revision", lambda view: [located(view)[1]], HEAD),
     "num_samples": SHARDS,
     "media_dir": PICTURES,
     "file_sha1": no_effect("the files are hashed in any case"),

@@ -6,7 +6,7 @@ texts as numbers. Which trainer runs is said on its command line, so a file for 
 
 from __future__ import annotations
 
-from luthier.migrate.data import FILES, PATH_DOC, SPLIT, STREAMED, SUBSET, listed, places
+from luthier.migrate.data import FILES, FOLDER, PATH_DOC, SPLIT, STREAMED, listed, part_of_name, places
 from luthier.migrate.engine import Fate, Rule, Table, View
 from luthier.migrate.kinds import flag, mapping, mappings, names, or_none, text, whole
 from luthier.migrate.lora import (
@@ -47,27 +47,30 @@ def sources(view: View) -> Sources:
     found: list[str] = []
     if view("datasets"):
         for entry in view.inside("datasets"):
-            found += places(entry("path"), listed(entry("data_files")), entry)[0]
+            found += _of_many(entry)[0]
     elif view("dataset_name"):
-        found = places(view("dataset_name"), [], view)[0]
+        found = _of_one(view)[0]
     field = view("dataset_text_field")
     reading = Shape("text", {"text": field}).settings() if field not in (None, "text") else {}
     return [{"path": path} | reading for path in found]
 
 
-def _one(value: str, view: View) -> Fate:
-    return Fate("no_effect", "datasets is given, and wins") if view("datasets") else places(value, [], view)[1]
+def _of_one(view: View) -> tuple[list[str], Fate]:
+    if view("datasets"):
+        return [], Fate("no_effect", "datasets is given, and wins")
+    return places(view("dataset_name"), [], view, view("dataset_config"))
 
 
-def _of_many(value: str, view: View) -> Fate:
-    return places(value, listed(view("data_files")), view)[1]
+def _of_many(entry: View) -> tuple[list[str], Fate]:
+    return places(entry("path"), listed(entry("data_files")), entry, entry("name"))
 
 
 ENTRY: Table = {
-    "path": Rule(text, PATH_DOC, _of_many, required=True),
+    "path": Rule(text, PATH_DOC, lambda value, view: _of_many(view)[1], required=True),
     "data_files": FILES,
     "split": SPLIT,
-    **keys("name data_dir", SUBSET),
+    "name": part_of_name("a configuration", lambda view: _of_many(view)[0]),
+    "data_dir": FOLDER,
     "columns": no_effect("columns that the model does not read are kept as tags"),
     "fraction": not_supported("a share of the mixture", "limit the rows in the files, or all of them by data.limit"),
 }
@@ -144,8 +147,8 @@ SFT: Table = {
     "lora_task_type": fixed(text, ("CAUSAL_LM",), "another task than to continue text", "models here do that alone"),
     "bnb_4bit_quant_type": fixed(text, ("nf4",), "other values of 4 bits", "4bit is NF4 here"),
     **keys("use_bnb_nested_quant bnb_4bit_quant_storage", RUNTIME),
-    "dataset_name": Rule(text, PATH_DOC, _one),
-    "dataset_config": SUBSET,
+    "dataset_name": Rule(text, PATH_DOC, lambda value, view: _of_one(view)[1]),
+    "dataset_config": part_of_name("a configuration", lambda view: _of_one(view)[0]),
     "dataset_train_split": SPLIT,
     "dataset_test_split": SPLIT,
     **keys("dataset_streaming streaming", STREAMED),

@@ -6,7 +6,6 @@ read as what they mean (`ROLE_NAMES`); nothing is converted, and what is left ou
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any, cast
@@ -14,6 +13,7 @@ from typing import Any, cast
 from luthier.conversation import ROLES, Message, Role, ToolCall
 from luthier.errors import did_you_mean, printable
 from luthier.prepare.rows import Fault, Warn
+from luthier.strict_json import NotStrict, parse_json
 
 ROLE_NAMES: dict[str, Role] = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -209,9 +209,10 @@ def _parsed(value: Any, place: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise Fault("LU-D035", place, f"not JSON: {printable(str(error))}", "write the call as JSON") from None
+        return parse_json(value)
+    except NotStrict as error:
+        found = f"'{printable(error.key)}': {error.found}" if error.key else error.found
+        raise Fault("LU-D035", place, found, error.advice or "write the call as JSON") from None
 
 
 def kind(value: Any) -> str:

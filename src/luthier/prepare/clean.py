@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from luthier.conversation import ROLES, Conversation, Message, make_conversation
+from luthier.conversation import ROLES, Conversation, Message, with_messages
 from luthier.errors import DataError, LuthierError, Problem, printable
 from luthier.plugins import CLEANERS
 from luthier.prepare import privacy
@@ -244,8 +244,8 @@ class Cleaning:
 
 def _with(conversation: Conversation, said: list[Message], tags: dict[str, Any]) -> Conversation:
     """The same conversation with other messages, rejected ones at their end, and tags."""
-    n, tools, rating = len(conversation.messages), conversation.tools, conversation.rating
-    return make_conversation(said[:n], conversation.source, tags, tools=tools, rejected=said[n:], rating=rating)
+    n = len(conversation.messages)
+    return with_messages(conversation, said[:n], rejected=tuple(said[n:]), tags=tags, family=None)
 
 
 def _step(use: Cleaner, where: str, seed: int, folder: Path) -> Step:

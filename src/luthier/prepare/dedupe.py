@@ -1,7 +1,8 @@
 """Dedupe: drop copies of conversations, the first is kept; a held-out copy is kept before a training copy.
 
-Exact copies have the same turns but for white space. Near-duplicates have the same system text and, where
-answers are labels, the same label. Rows that share only the prompt are no copies of each other.
+Exact copies have the same turns but for white space, a pair's rejected answer among them, the same tools and rating.
+Near-duplicates have the same system text, tools and rating and, where answers are labels, the same label. Rows that
+share only the prompt are no copies of each other.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import Counter
 import numpy as np
 
 from luthier.conversation import SIDES, Conversation
-from luthier.prepare.table import NO_SIDE, Numbers, Rows, firsts
+from luthier.prepare.table import NO_SIDE, Numbers, Rows, beside, firsts
 from luthier.similar import SimilarTexts
 
 KEPT_FIRST = (SIDES.index("test"), SIDES.index("validation"), SIDES.index("train"), NO_SIDE)
@@ -34,8 +35,9 @@ def dedupe(rows: Rows, numbers: Numbers, similarity: float, labelled: bool) -> t
 def _without_similar(rows: Rows, order: Numbers, similarity: float, labelled: bool) -> Numbers:
     index = SimilarTexts(similarity)
     for conversation in rows.each(order):
-        turns = (m.text for m in conversation.messages if m.role != "system")
-        index.append("\n".join(turns), "\n".join([*_system(conversation), conversation.answer if labelled else ""]))
+        turns = (m.text for m in (*conversation.messages, *conversation.rejected) if m.role != "system")
+        label = conversation.answer if labelled else ""
+        index.append("\n".join(turns), "\n".join([*_system(conversation), label, beside(conversation)]))
     first = np.zeros(len(order), dtype=np.bool_)
     for i in range(len(order)):
         if next(index.matches(i), None) is None:

@@ -18,10 +18,10 @@ from typing import Any, BinaryIO, NamedTuple
 from luthier.conversation import Conversation, Side
 from luthier.errors import DataError, printable
 from luthier.prepare.packed import unpacked
+from luthier.strict_json import NotStrict, Why, parse_json
 
 MAX_LINE_BYTES = 16 << 20
 MAX_JSON_BYTES = 1 << 30
-MAX_DEPTH = 64
 BOM = b"\xef\xbb\xbf"
 
 Warn = Callable[[str, str, str, str], None]
@@ -129,60 +129,27 @@ def _line_fault(line: Line) -> Fault | None:
     return None
 
 
+STRICT: dict[Why, str] = {
+    "syntax": "LU-D001",
+    "surrogate": "LU-D007",
+    "twice": "LU-D009",
+    "number": "LU-D011",
+    "depth": "LU-D012",
+}
+"""Why a row's JSON is not taken -> code."""
+
+
 def parse_object(text: str) -> dict[str, Any]:
     """One JSON object, strictly. Raises Fault LU-D001, LU-D007 and LU-D009 to LU-D012."""
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
-    except RecursionError:
-        raise Fault("LU-D012", "", f"nested deeper than {MAX_DEPTH}") from None
-    except json.JSONDecodeError as error:
-        raise Fault("LU-D001", "", f"not JSON: {error.msg} at column {error.colno}", "one JSON object a line") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise Fault("LU-D001", "", f"not JSON: {printable(str(error))}") from None
+        value = parse_json(text)
+    except NotStrict as error:
+        advice = error.advice or ("one JSON object a line" if error.why == "syntax" else "")
+        raise Fault(STRICT[error.why], error.key, error.found, advice) from None
     if not isinstance(value, dict):
         kind = "array" if isinstance(value, list) else type(value).__name__
         raise Fault("LU-D010", "", f"a JSON {kind}, not an object", 'write {"column": value, ...}')
-    if text.count("{") + text.count("[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
-        raise Fault("LU-D012", "", f"nested deeper than {MAX_DEPTH}")
-    if "\\ud" in text or "\\uD" in text:
-        _no_lone_surrogates(value)
     return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Fault("LU-D009", twice, "the key stands twice in one object", "keep one of the two")
-    return value
-
-
-def _no_constant(name: str) -> float:
-    raise Fault("LU-D011", "", f"{name} is not JSON", "write null, or leave the field out")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    return number if math.isfinite(number) else _no_constant(text)
-
-
-def _depth(value: Any) -> int:
-    depth, level = 0, [value]
-    while level:
-        depth += 1
-        inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
-        level = [v for values in inner for v in values]
-    return depth - 1
-
-
-def _no_lone_surrogates(value: dict[str, Any]) -> None:
-    for name, inner in value.items():
-        try:
-            json.dumps({name: inner}, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            advice = "half of a character; the text was cut in the middle of an emoji"
-            raise Fault("LU-D007", name.encode(errors="replace").decode(), "a lone surrogate", advice) from None
 
 
 def read_json(path: Path, shown: str, warn: Warn) -> Iterator[Row]:

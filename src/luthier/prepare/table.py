@@ -1,6 +1,6 @@
 """The good rows: each conversation a line of a temporary file, and what the steps compare of it as numbers in memory.
 
-A row takes 64 bytes of memory, however long it is. Steps speak of rows by number, and give back the numbers that they
+A row takes 66 bytes of memory, however long it is. Steps speak of rows by number, and give back the numbers that they
 leave; only `side` is changed. Hashes stand for texts: of 64 bits, and of 128 where rows are dropped by them.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.conversation import SIDES, Conversation, Side
+from luthier.conversation import SIDES, Conversation, Message, Side
 from luthier.similar import normalised
 
 Numbers = NDArray[np.int64]
@@ -46,9 +46,9 @@ class Rows:
         self._ends.append(self._written)
         self._side.append(SIDES.index(side) if side else NO_SIDE)
         self._tokens.extend((n_tokens, n_learned))
-        key = exact_key(conversation)
-        exact = _digest("\0".join(f"{role}\1{text}" for role, text in key), 16)
-        asked = "\0".join(f"{role}\1{text}" for role, text in key[:-1])
+        key = turns(conversation.messages)
+        exact = _digest("\2".join((_joined(key), _joined(turns(conversation.rejected)), beside(conversation))), 16)
+        asked = _joined(key[:-1])
         family = conversation.family
         self._hashes.extend(
             (
@@ -107,7 +107,7 @@ class Rows:
 
     @property
     def exact(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Equal for exact copies: all turns but for white space."""
+        """Equal for exact copies: all turns but for white space, those of a rejected answer, tools and rating."""
         return self._table[:, 0], self._table[:, 1]
 
     @property
@@ -148,9 +148,18 @@ class Rows:
         return self._flag(3)
 
 
-def exact_key(conversation: Conversation) -> tuple[tuple[str, str], ...]:
-    """Equal for exact copies."""
-    return tuple((m.role, normalised(m.text)) for m in conversation.messages)
+def turns(messages: Iterable[Message]) -> tuple[tuple[str, str], ...]:
+    """Role and text of each, but for white space."""
+    return tuple((m.role, normalised(m.text)) for m in messages)
+
+
+def beside(conversation: Conversation) -> str:
+    """What is no turn, and yet makes another row of it: the tools that may be called, and the rating."""
+    return conversation.model_dump_json(exclude_defaults=True, include={"tools", "rating"})
+
+
+def _joined(turns: Iterable[tuple[str, str]]) -> str:
+    return "\0".join(f"{role}\1{text}" for role, text in turns)
 
 
 def firsts(*keys: NDArray[np.uint64]) -> NDArray[np.bool_]:

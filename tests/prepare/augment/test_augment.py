@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from luthier import keys
-from luthier.conversation import Conversation
+from luthier.conversation import Conversation, Message, ToolCall, with_messages
 from luthier.errors import DataError, ModelError, RecipeError
 from luthier.plugins import AUGMENTATIONS
 from luthier.prepare.augment import augment, language, n_asked, opened
@@ -41,6 +41,11 @@ def shout(conversation, rng, mark="!"):
 def answer(conversation, rng):
     question, answer = conversation.messages
     yield make_conversation([question, answer.model_copy(update={"content": "x"})], "")
+
+def recall(conversation, rng):
+    asked, call, *rest = conversation.messages
+    other = call.tool_calls[0].model_copy(update={"name": "lose"})
+    yield make_conversation([asked, call.model_copy(update={"tool_calls": (other,)}), *rest], "")
 
 def wrong(conversation, rng):
     yield 3
@@ -198,6 +203,27 @@ def test_answers_stay_unless_a_method_may_change_them_and_labels_always() -> Non
     found, record = run(Path(), "counterfactual", labelled, labelled=True)
     assert {c.answer for c in found} == {"lost"} and record.dropped == {"the label is a group term": 2}
     assert not run(Path(), "counterfactual", ROWS)[0]
+
+
+def test_counterfactual_of_a_pair_and_of_a_call() -> None:
+    asks = talk("My father is ill.", "I hope he gets well.")
+    pair = with_messages(asks, asks.messages, rejected=(Message(role="assistant", content="He is old."),))
+    [found], _ = run(Path(), "counterfactual", [pair])
+    assert [m.content for m in (*found.messages, *found.rejected)] == [
+        "My mother is ill.", "I hope she gets well.", "She is old.",
+    ]  # fmt: skip
+    call = Message(role="assistant", content="", tool_calls=(ToolCall(name="find", arguments={"who": "father"}),))
+    called = with_messages(asks, [asks.messages[0], call])
+    found, record = run(Path(), "counterfactual", [called])
+    assert not found and record.dropped == {"calls a tool": 1}
+
+
+def test_a_method_of_ones_own_that_changes_a_call_is_filtered_like_any(own: Path) -> None:
+    call = Message(role="assistant", content="", tool_calls=(ToolCall(name="find", arguments={"who": "father"}),))
+    asks = talk("My father is ill.", "Which one?", "Mine.", "I see.")
+    row = with_messages(asks, [asks.messages[0], call, *asks.messages[2:]])
+    _, record = run(own, "own:recall", [row])
+    assert record.dropped == {"answer changed": 1}
 
 
 def test_the_language_is_kept(own: Path) -> None:

@@ -176,7 +176,7 @@ def test_a_folder_of_a_model_translates(tmp_path: Path) -> None:
     backend = tokenizers.Tokenizer(vocab)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=20, **names)
     config = transformers.T5Config(
         vocab_size=len(words), d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0
     )
@@ -187,6 +187,7 @@ def test_a_folder_of_a_model_translates(tmp_path: Path) -> None:
     [found] = made(method, talk("where is it ? the card .", "yes"))
     [again] = made(back_translate(folder=tmp_path, models={"xx": ["there", "back"]}), talk("where is it ? the card ."))
     assert getattr(found, "messages", [found])[0] == getattr(again, "messages", [again])[0]
+    assert asked(method, "the " * 30) == ["a sentence is too long for the translator"]
     for wrong in (["there"], ["there", "nowhere"]):
         with pytest.raises(DataError, match="LU-D141"):
             back_translate(folder=tmp_path, models={"xx": wrong})

@@ -19,7 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from luthier.conversation import Conversation, make_conversation
+from luthier.conversation import Conversation, with_messages
 from luthier.errors import DataError, LuthierError, ModelError, extra, printable
 from luthier.plugins import AUGMENTATIONS
 from luthier.prepare.augment import contract, language
@@ -226,8 +226,7 @@ def _candidates(method: Method, parent: Conversation, n: int, seed: int, dropped
 
 
 def _named(made: Conversation, parent: Conversation, name: str) -> Conversation:
-    beside = made.model_dump(include={"tools", "rejected", "rating"})
-    made = make_conversation(made.messages, parent.source, parent.tags, parent.family, **beside)
+    made = with_messages(made, made.messages, source=parent.source, tags=parent.tags, family=parent.family)
     return made.model_copy(update={"made_by": name, "made_from": parent.id})
 
 

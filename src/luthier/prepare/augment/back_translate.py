@@ -8,13 +8,14 @@ filtered like any candidate.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Self
+from typing import Any, Self
 
 from luthier.conversation import Conversation, Message
 from luthier.errors import DataError
@@ -249,23 +250,32 @@ def _by_model(folder: Path) -> Translate:
         pieces = [re.split(r"(\n+|(?<=[.!?])[ ]+)", text) for text in texts]
         sentences = [*dict.fromkeys(p for text in pieces for p in text[::2] if p.strip())]
         done = dict(zip(sentences, _written(*loaded[0], sentences), strict=True))
-        return [Translated("".join(done.get(piece, piece) for piece in text)) for text in pieces]
+        return [_joined([done.get(piece, piece) for piece in text]) for text in pieces]
 
     return translate
 
 
-def _written(tokenizer: object, model: object, sentences: Sequence[str]) -> list[str]:
+def _joined(pieces: Sequence[str | Unmade]) -> Translated | Unmade:
+    failed = next((piece for piece in pieces if isinstance(piece, Unmade)), None)
+    return failed or Translated("".join(map(str, pieces)))
+
+
+def _written(tokenizer: Any, model: Any, sentences: Sequence[str]) -> list[str | Unmade]:
+    """What the model writes for each; nothing is cut, neither of a sentence nor of its translation."""
     import torch
 
-    order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
-    found = [""] * len(sentences)
+    lengths = [len(ids) for ids in tokenizer(list(sentences), verbose=False)["input_ids"]] if sentences else []
+    most = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or math.inf)
+    order = sorted((i for i, n in enumerate(lengths) if n <= most), key=lambda i: lengths[i])
+    found: list[str | Unmade] = [Unmade("a sentence is too long for the translator")] * len(sentences)
     for at in range(0, len(order), BATCH):
         group = order[at : at + BATCH]
-        batch = tokenizer([sentences[i] for i in group], return_tensors="pt", padding=True, truncation=True)  # type: ignore[operator]
+        batch = tokenizer([sentences[i] for i in group], return_tensors="pt", padding=True)
         with torch.inference_mode():
             room = 2 * batch["input_ids"].shape[1] + 10
-            ids = model.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=room)  # type: ignore[attr-defined]
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)  # type: ignore[attr-defined]
-        for i, text in zip(group, texts, strict=True):
-            found[i] = text.strip()
+            ids = model.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=room)
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        ends = torch.isin(ids[:, 1:], torch.tensor(model.generation_config.eos_token_id)).any(dim=1).tolist()
+        for i, text, ended in zip(group, texts, ends, strict=True):
+            found[i] = text.strip() if ended else Unmade("the translator came to no end")
     return found

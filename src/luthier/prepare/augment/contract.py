@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple, Protocol
 
-from luthier.conversation import Conversation, make_conversation
+from luthier.conversation import Conversation, with_messages
 from luthier.errors import DataError
 
 
@@ -82,8 +82,7 @@ def replaced(conversation: Conversation, texts: Mapping[int, str]) -> Conversati
         messages[i] = messages[i].model_copy(update={"content": text})
     if tuple(messages) == conversation.messages:
         return NOTHING
-    beside = conversation.model_dump(include={"tools", "rejected", "rating"})
-    return make_conversation(messages, conversation.source, conversation.tags, conversation.family, **beside)
+    return with_messages(conversation, messages)
 
 
 def check_choice(method: str, parameter: str, found: Collection[str], allowed: Collection[str]) -> None:

@@ -37,7 +37,7 @@ class Candidate:
     def changed(self) -> list[tuple[str, str]]:
         """Messages before and after, those that differ."""
         pairs = zip(self.parent.messages, self.made.messages, strict=True)
-        return [(a.content, b.content) for a, b in pairs if a.content != b.content]
+        return [(a.text, b.text) for a, b in pairs if a.text != b.text]
 
 
 Filter = Callable[[Sequence[Candidate]], Iterable[str | None]]
@@ -91,10 +91,10 @@ def _answers(candidate: Candidate, may_change: frozenset[str], labelled: bool) -
     before, after = candidate.parent.messages, candidate.made.messages
     if [(m.role, m.learn) for m in before] != [(m.role, m.learn) for m in after]:
         return "turns changed"
-    if not all(m.content.strip() for m in after):
+    if not all(m.text.strip() for m in after):
         return "a message is empty"
     kept = {"tool"} if "answers" in may_change else {"tool", "system", "assistant"}
-    if any(a.role in kept and a.content != b.content for a, b in zip(before, after, strict=True)):
+    if any(a.role in kept and a.text != b.text for a, b in zip(before, after, strict=True)):
         return "answer changed"
     is_label = labelled and candidate.parent.prompt
     return "label changed" if is_label and candidate.made.answer != candidate.parent.answer else None
