@@ -231,10 +231,10 @@ def test_pairs_with_other_rejected_answers_and_other_tools_or_ratings_are_no_cop
     rows = [pair | {"rejected": text} for text in ("no idea", "ask somebody else, please", "no idea")]
     prepared = run_rows(tmp_path, rows, clean=[{"use": "dedupe"}], split=ALL_TRAIN)
     assert len(prepared.all()) == 2
-    for name, values in (("tools", ([TOOL], [], [TOOL])), ("label", (True, False, True))):
-        rows = [{"prompt": Q, "completion": A, name: value} for value in values]
-        prepared = run_rows(tmp_path, rows, clean=[{"use": "dedupe"}], split=ALL_TRAIN)
-        assert len(prepared.all()) == 2, name
+    rows = [{"prompt": Q, "completion": A, "tools": tools} for tools in ([TOOL], [], [TOOL])]
+    assert len(run_rows(tmp_path, rows, clean=[{"use": "dedupe"}], split=ALL_TRAIN).all()) == 2
+    rows = [{"prompt": Q, "completion": A, "label": good} for good in (False, True, True)]
+    assert len(run_rows(tmp_path, rows, clean=[{"use": "dedupe"}], split=ALL_TRAIN).all()) == 1, "the good one stays"
 
 
 # -- token ids -------------------------------------------------------------------------------------------

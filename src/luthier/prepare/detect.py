@@ -140,9 +140,11 @@ def _find_preference(columns: Columns) -> dict[str, str] | None:
     worse = next((name for name in ("rejected_response", "rejected_messages") if name in columns), None)
     chat, answered = _first(columns, CHATS, "turns"), _first(columns, COMPLETIONS)
     if worse and chat:
-        return {"chosen": chat, "rejected": worse}
+        return {"chosen": chat, "rejected": worse, **_beside(columns, tools=("list", "text"))}
     asked = _first(columns, PROMPTS)
-    return {"prompt": asked, "chosen": answered, "rejected": worse} if worse and asked and answered else None
+    if not (worse and asked and answered):
+        return None
+    return {"prompt": asked, "chosen": answered, "rejected": worse, **_beside(columns, tools=("list",))}
 
 
 def _find_rated(columns: Columns) -> dict[str, str] | None:
@@ -159,9 +161,9 @@ def _find_tokens(columns: Columns) -> dict[str, str] | None:
 def _find_pair(columns: Columns) -> dict[str, str] | None:
     if NOT_READ.keys() & columns.keys():
         return None
-    beside = _beside(columns, history=("list", "turns"))
+    beside = _beside(columns, history=("list", "turns"), tools=("list",))
     if all(name in columns and columns[name].kind in ("turns", "turn") for name in ("prompt", "completion")):
-        return {"prompt": "prompt", "completion": "completion"}
+        return {"prompt": "prompt", "completion": "completion", **_beside(columns, tools=("list", "text"))}
     asked = _first(columns, PROMPTS)
     answered = _first(columns, COMPLETIONS)
     if not asked or not answered:

@@ -32,8 +32,8 @@ REQUIRED = {
 OPTIONAL = {
     "messages": ("system", "tools", "split"),
     "preference": ("prompt", "system", "tools", "split"),
-    "rated": ("system", "history", "split"),
-    "prompt_completion": ("system", "history", "split"),
+    "rated": ("system", "history", "tools", "split"),
+    "prompt_completion": ("system", "history", "tools", "split"),
     "classification": ("system", "split"),
     "text": ("split",),
     "tokens": ("labels", "attention_mask", "split"),
