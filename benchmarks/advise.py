@@ -133,19 +133,24 @@ def regret(arguments: argparse.Namespace) -> Iterator[str]:
     yield f"| set | metric | base | {' | '.join(names)} | advised | its regret | lora-16's | the largest's |"
     yield "|---" * (len(names) + 7) + "|"
     for name in arguments.sets:
-        advice, values, base, metric = judged(arguments, name)
+        advice, found, base, metric = judged(arguments, name)
+        values = {technique: value for technique, (value, _, _) in found.items()}
         best = max([base, *values.values()])
         span = best - base or 1.0  # nothing is better than the base: in points of the metric
         fits = {a.name: a.n_trainable for a in advice.candidates if not a.out}
         largest = max(fits, key=lambda n: fits[n])
-        cells = [f"{values[n]:.3f}" if n in values else "" for n in names]
+        cells = ["{:.3f} ({:.2f} to {:.2f})".format(*found[n]) if n in found else "" for n in names]
         of = [f"{(best - values[n]) / span:.2f}" for n in (advice.chosen, "lora-16", largest)]
         chosen = f"{advice.chosen} | {' | '.join(of)} ({largest})"
         yield f"| {name} | {metric} | {base:.3f} | {' | '.join(cells)} | {chosen} |"
 
 
-def judged(arguments: argparse.Namespace, name: str) -> tuple[AdviceReport, dict[str, float], float, str]:
-    """The advice, each technique's value (more is better), the base's, and the metric: the first rule's."""
+Value = tuple[float, float, float]
+"""With the ends of its interval; more is better."""
+
+
+def judged(arguments: argparse.Namespace, name: str) -> tuple[AdviceReport, dict[str, Value], float, str]:
+    """The advice, each technique's value, the base's, and the metric: the first rule's."""
     target, say = arguments.data / name, Lines(lambda text: print(text, file=sys.stderr, flush=True))
     given = (
         f"model.base={arguments.base}", f"data.limit={arguments.rows}", f"evaluate.limit={arguments.tests}",
@@ -157,13 +162,14 @@ def judged(arguments: argparse.Namespace, name: str) -> tuple[AdviceReport, dict
     asked = lifecycle.run(target, overrides=(*given, auto), until="advise", advisor=choose, **kept)
     advice = AdviceReport.read(asked.folder / "advise" / "advice.json")
     metric = recipe.load(asked.folder / "recipe.yaml").release.rules[0].metric
-    values, base = dict[str, float](), 0.0
+    values, base = dict[str, Value](), 0.0
     for candidate in advice.candidates:
         if not candidate.out:
             run = lifecycle.run(target, overrides=(*given, *candidate.settings), until="evaluate", **kept)
             found = EvalReport.read(run.folder / "evaluate" / "evaluation.json").metrics[metric]
             sign = 1 if found.higher_is_better else -1
-            values[candidate.name], base = sign * found.value, sign * found.baseline
+            ends = sorted(sign * end for end in (found.value_low, found.value_high))
+            values[candidate.name], base = (sign * found.value, ends[0], ends[1]), sign * found.baseline
     return advice, values, base, metric
 
 

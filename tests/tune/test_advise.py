@@ -106,6 +106,16 @@ def test_the_page_has_the_rules() -> None:
 # -- advice -----------------------------------------------------------------------------------------------
 
 
+def test_the_rate_that_is_given_is_scaled_and_one_that_is_not_is_left_to_the_training(project: Path) -> None:
+    given, _ = advised(project)
+    rates = {c.name: [s for s in c.settings if "learning_rate" in s] for c in given.candidates if not c.out}
+    assert rates["lora-4"] == ["train.learning_rate=0.01"] and rates["full"] == ["train.learning_rate=0.001"]
+    assert rates["ia3"] == ["train.learning_rate=0.06"]
+    left, _ = advised(project, AUTO, "train.learning_rate=null", workspace="others")
+    assert {c.name for c in left.candidates if not c.out} == set(rates)
+    assert not [s for c in left.candidates for s in c.settings if "learning_rate" in s]
+
+
 def test_advice_is_recorded_followed_and_repeats(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = Said()
     text = (project / "recipe.yaml").read_text()
