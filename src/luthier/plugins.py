@@ -96,6 +96,7 @@ class Registry:
 
 METRICS = Registry("metric", "luthier.metrics")
 CLEANERS = Registry("cleaner", "luthier.cleaners", own=("text",))
+CHECKS = Registry("check", "luthier.checks", own=("conversation", "looked"))
 AUGMENTATIONS = Registry("augmentation", "luthier.augmentations", own=("conversation", "rng"))
 
 

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from luthier.errors import Problem, RecipeError, did_you_mean, printable
-from luthier.plugins import AUGMENTATIONS, CLEANERS, METRICS, Registry
+from luthier.plugins import AUGMENTATIONS, CHECKS, CLEANERS, METRICS, Registry
 from luthier.settings import HUMAN_PREFERENCE, Cleaner, Judge, Peft, Recipe, Use, located, metric_name
 from luthier.strict_yaml import dump_yaml, parse_yaml, read_mapping
 from luthier.techniques import TECHNIQUES, check_params
@@ -100,6 +100,8 @@ def _check_plugins(recipe: Recipe, where: str, folder: Path) -> list[Problem]:
             check(CLEANERS, step, f"data.clean.{i}", {"seed"})
     for i, use in enumerate(recipe.data.augment):
         check(AUGMENTATIONS, use, f"data.augment.{i}", {"folder", "seed", "labelled"})
+    for i, looks in enumerate(recipe.data.checks):
+        check(CHECKS, looks, f"data.checks.{i}", set())
     for i, metric in enumerate(recipe.evaluate.metrics):
         check(METRICS, metric, f"evaluate.metrics.{i}", {"labels", "folder"})
         if metric_name(metric) in map(metric_name, recipe.evaluate.metrics[:i]):

@@ -140,6 +140,36 @@ class Augmentation(Record):
     notes: tuple[str, ...] = ()
 
 
+class FactTable(Record):
+    """Numbers that a check counted, for people to read."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | int | float | None, ...], ...]
+
+
+class Checked(Record):
+    """A check of the good rows, and what it found."""
+
+    check: str
+    rows: int
+    suspects: int
+    tables: tuple[FactTable, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class WorthALook(Record):
+    """A row that a person should look at."""
+
+    source: str
+    score: float
+    """From 0 to 1, over all checks."""
+    why: dict[str, str]
+    """Check -> reason."""
+    asked: str
+    answer: str
+
+
 class AuditReport(Record):
     """Nothing vanishes uncounted: every row read is in `steps`, every finding in `counts`."""
 
@@ -162,6 +192,10 @@ class AuditReport(Record):
     """Source file -> SHA-256."""
     cleaning: tuple[Cleaned, ...] = ()
     """In the recipe's order."""
+    checks: tuple[Checked, ...] = ()
+    """In the recipe's order."""
+    worth_a_look: tuple[WorthALook, ...] = ()
+    """The rows that checks found most suspect, the worst first."""
     notes: tuple[str, ...] = ()
     """What a reader must know: limits that were applied, decisions that were derived."""
 

@@ -16,6 +16,8 @@ from luthier.errors import DataError, printable
 from luthier.files import sha256_of
 from luthier.prepare.audit import Audit, open_audit
 from luthier.prepare.augment import Method, augment, opened
+from luthier.prepare.checks import look
+from luthier.prepare.checks.contract import Looked
 from luthier.prepare.clean import Cleaning
 from luthier.prepare.dedupe import dedupe
 from luthier.prepare.derive import derive
@@ -28,7 +30,7 @@ from luthier.prepare.sources import find_files
 from luthier.prepare.split import limit, split
 from luthier.prepare.table import Numbers, Rows
 from luthier.progress import Quiet, Reporter
-from luthier.records import AuditReport, Augmentation, Cleaned, Rewritten
+from luthier.records import AuditReport, Augmentation, Checked, Cleaned, Rewritten, WorthALook
 from luthier.settings import Data, Dedupe, Recipe
 
 __all__ = ["derive", "prepare"]
@@ -70,12 +72,14 @@ def _prepare(
         numbers = _dedupe(rows, numbers, labelled, data, audit)
         numbers = _split(rows, numbers, recipe, audit)
         notice(rows, numbers, data.split.near_duplicate_similarity, recipe.model.new_tokens, audit)
+        looked = Looked(rows, numbers, labelled, recipe.seed, folder)
+        checked = look(looked, data.checks, audit, cleaning.hiding.text)
         made, records = _augment(rows, numbers, methods, recipe, labelled, encoder, audit, report)
     for side in SIDES:
         new = [item.conversation for item in made] if side == "train" else []
         write_conversations(out / f"{side}.jsonl", chain(rows.each(rows.on(side, numbers)), new))
     assert len(numbers) + len(made) == audit.steps[-1].n_out
-    audited = _report(format, rows, numbers, made, records, audit, hashes, cleaning)
+    audited = _report(format, rows, numbers, made, records, checked, audit, hashes, cleaning)
     audited.write(out / "audit.json")
     return audited
 
@@ -154,6 +158,7 @@ def _report(
     numbers: Numbers,
     made: list[Item],
     augmentation: tuple[Augmentation, ...],
+    checked: tuple[tuple[Checked, ...], tuple[WorthALook, ...]],
     audit: Audit,
     hashes: dict[str, str],
     cleaning: Cleaning,
@@ -172,6 +177,8 @@ def _report(
         augmentation=tuple(_hidden(one, cleaning) for one in augmentation),
         hashes=hashes,
         cleaning=cleaning.done(),
+        checks=checked[0],
+        worth_a_look=checked[1],
         notes=(*map(_told, cleaning.done()), *map(cleaning.hiding.text, audit.notes)),
     )
 

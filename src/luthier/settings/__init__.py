@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from luthier.settings.augment import AugmentUse
-from luthier.settings.data import Cleaner, Data, Dedupe, FormatName, Source, Split, source_path
+from luthier.settings.data import CheckUse, Cleaner, Data, Dedupe, FormatName, Source, Split, source_path
 from luthier.settings.evaluate import Evaluate, Judge, Servers, SuiteUse, check_urls, metric_name
 from luthier.settings.model import (
     WHOLE,
@@ -37,10 +37,11 @@ from luthier.settings.train import EarlyStopping, Precision, Train
 from luthier.techniques import LEARNED_PROMPTS, UNMERGED
 
 __all__ = [
-    "HUMAN_PREFERENCE", "WHOLE", "AdaLora", "Adapt", "AugmentUse", "Auto", "Bottleneck", "Cleaner", "Data", "Dedupe",
-    "EarlyStopping", "Evaluate", "FormatName", "Full", "GivenAdapter", "Judge", "Lora", "Model", "PTuning", "Partial",
-    "Peft", "Precision", "Prefix", "Prompt", "Quantize", "Recipe", "Release", "Rule", "Section", "Servers", "Source",
-    "Split", "SuiteUse", "Train", "Use", "check_urls", "fingerprint", "located", "metric_name", "source_path",
+    "HUMAN_PREFERENCE", "WHOLE", "AdaLora", "Adapt", "AugmentUse", "Auto", "Bottleneck", "CheckUse", "Cleaner",
+    "Data", "Dedupe", "EarlyStopping", "Evaluate", "FormatName", "Full", "GivenAdapter", "Judge", "Lora", "Model",
+    "PTuning", "Partial", "Peft", "Precision", "Prefix", "Prompt", "Quantize", "Recipe", "Release", "Rule",
+    "Section", "Servers", "Source", "Split", "SuiteUse", "Train", "Use", "check_urls", "fingerprint", "located",
+    "metric_name", "source_path",
 ]  # fmt: skip
 
 

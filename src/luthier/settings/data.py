@@ -45,6 +45,10 @@ class Dedupe(Use):
     """Jaccard similarity of word shingles of whole conversations; 1.0 removes exact copies only."""
 
 
+class CheckUse(Use):
+    """Looks at the good rows and drops none: one of those of [checks](checks.md), or `module:function`."""
+
+
 class Split(Section):
     by: str = "row"
     """`row`: each by itself (equal ones and near-duplicate prompts stay together in any case); `given`: rows carry a
@@ -89,6 +93,8 @@ class Data(Section):
     augment: Annotated[tuple[AugmentUse, ...], Field(strict=False)] = ()
     """What is made of the training rows once the sides are drawn, in this order; validation and test stay as they are.
     `[{use: synonyms, fraction: 0.1}]`."""
+    checks: Annotated[tuple[CheckUse, ...], Field(strict=False)] = ()
+    """What is looked for in the good rows, for people to look at; nothing is dropped: `[language, labels]`."""
     max_rejected_fraction: Fraction = 0.01
     """Above it the run stops: look at the data, not at the loss. 0 is strict."""
     limit: Count | None = None
