@@ -150,6 +150,7 @@ def check(
     settings: Set = None,
     rows: Annotated[int, typer.Option(help="Rows whose loss mask is shown.", min=0)] = 3,
     show_mask: Annotated[bool, typer.Option("--show-mask/--no-mask", help="Show which tokens are learned.")] = True,
+    page: Annotated[Path | None, typer.Option(help="Write the data page, an HTML file, here.")] = None,
     as_json: Json = False,
     quiet: Quietly = False,
 ) -> None:
@@ -168,6 +169,8 @@ def check(
             show.plan(recipe, audit)
             if show_mask:
                 show.masks(base, out, rows)
+        if page:
+            page.write_bytes((out / "data.html").read_bytes())
     if as_json:
         print(json.dumps({"audit": audit.model_dump(mode="json"), "steps": show.n_steps(recipe, audit)}))
 

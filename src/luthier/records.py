@@ -140,6 +140,15 @@ class Augmentation(Record):
     notes: tuple[str, ...] = ()
 
 
+class Histogram(Record):
+    """How many rows of each side lie between two edges: one of n is in the bin with `edges[i] <= n < edges[i + 1]`."""
+
+    name: str
+    edges: tuple[int, ...]
+    counts: dict[str, tuple[int, ...]]
+    """Of each side, one less than there are edges."""
+
+
 class FactTable(Record):
     """Numbers that a check counted, for people to read."""
 
@@ -186,6 +195,8 @@ class AuditReport(Record):
     """The first of each code; `counts` has the totals."""
     tokens: dict[str, float] = {}
     """n_tokens, n_learned, longest ... over the training side."""
+    lengths: tuple[Histogram, ...] = ()
+    """Of a row's tokens and of those that are learned; without rows that were made."""
     augmentation: tuple[Augmentation, ...] = ()
     """By method, in the recipe's order; what was made is on the training side."""
     hashes: dict[str, str] = {}

@@ -12,7 +12,7 @@ from evidence import HOSTILE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.release import plots
+from luthier.page import plots
 
 NUMBERS = st.floats(-1e100, 1e100)
 

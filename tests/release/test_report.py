@@ -23,6 +23,7 @@ from evidence import (
     samples,
 )
 
+from luthier.page import words
 from luthier.release import wording
 from luthier.release.evidence import (
     GENERAL,
@@ -177,7 +178,7 @@ def test_same_evidence_same_page():
 def test_every_rule_is_told_with_observed_required_and_why():
     text = Page(report_html(FAILED)).text
     for result in FAILED.verdict.rules:
-        assert result.rule in text and wording.sentence(result.why) in text and wording.required(result) in text
+        assert result.rule in text and words.sentence(result.why) in text and wording.required(result) in text
     assert "1 of 4 rules does not hold, and 1 cannot be decided" in text
 
 
@@ -185,7 +186,7 @@ def test_the_page_and_the_json_agree():
     text = Page(report_html(PASSES)).text
     for name, numbers in report_json(PASSES)["metrics"].items():
         assert name in text
-        assert wording.number(numbers["value"], wording.digits_of(METRICS[name])) in text
+        assert words.number(numbers["value"], wording.digits_of(METRICS[name])) in text
         assert str(numbers["n"]) in text
 
 
@@ -316,12 +317,12 @@ def test_changes_in_words(of, change, interval):
     ],
 )
 def test_numbers(value, shown):
-    assert wording.number(value) == shown
+    assert words.number(value) == shown
 
 
 def test_visible_keeps_scripts_and_emoji_and_shows_what_hides():
-    assert wording.visible("שלום می‌خواهم 👩‍🌾\tä\n") == "שלום می‌خواهم 👩‍🌾\tä\n"
-    assert wording.visible("a\u202eb\x07\ufeff") == "a\\u202eb\\x07\\ufeff"
+    assert words.visible("שלום می‌خواهم 👩‍🌾\tä\n") == "שלום می‌خواهم 👩‍🌾\tä\n"
+    assert words.visible("a\u202eb\x07\ufeff") == "a\\u202eb\\x07\\ufeff"
 
 
 def test_verdict_in_words():

@@ -9,6 +9,7 @@ import pytest
 from evidence import FOUND, PASSES, SUITE_METRICS, SUITES, classified, evaluation, hostile, measured, rule
 from test_report import Page
 
+from luthier.page import words
 from luthier.records import CoverageReport
 from luthier.release import sections, wording
 from luthier.release.evidence import TITLES, against_elsewhere, main_metrics, not_measured, of_kind, outcome_of, suites
@@ -34,7 +35,7 @@ def test_a_suite_is_shown_with_its_numbers_and_the_verdict_on_it(suite):
     made = measured()
     title = TITLES[suite.kind]
     text = Page(section(report_html(made), title.lower())).text
-    assert wording.sentence(suite.about) in text and f"n: {suite.n}" in text
+    assert words.sentence(suite.about) in text and f"n: {suite.n}" in text
     for name in suite.metrics:
         told = wording.told(SUITE_METRICS[name])
         assert all(part in text for part in (name, told.change, told.interval, f"{told.baseline} → {told.tuned}"))

@@ -5,6 +5,7 @@ Read `prepare` from top to bottom: each line is one step, and each step is a mod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -24,20 +25,24 @@ from luthier.prepare.derive import derive
 from luthier.prepare.detect import task_of
 from luthier.prepare.formats import Format
 from luthier.prepare.noticed import notice
+from luthier.prepare.page import data_page
 from luthier.prepare.reading import Encoder, Reading, encoded_item
 from luthier.prepare.rows import Item
 from luthier.prepare.sources import find_files
 from luthier.prepare.split import limit, split
 from luthier.prepare.table import Numbers, Rows
 from luthier.progress import Quiet, Reporter
-from luthier.records import AuditReport, Augmentation, Checked, Cleaned, Rewritten, WorthALook
+from luthier.records import AuditReport, Augmentation, Checked, Cleaned, Histogram, Rewritten, WorthALook
 from luthier.settings import Data, Dedupe, Recipe
+
+SHOWN_ROWS = 5
+"""On the data page."""
 
 __all__ = ["derive", "prepare"]
 
 
 def prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder, report: Reporter | None = None) -> AuditReport:
-    """Write train, validation and test `.jsonl`, `rejects.jsonl` and `audit.json` into `out`.
+    """Write train, validation and test `.jsonl`, `rejects.jsonl`, `audit.json` and `data.html` into `out`.
 
     `folder` is where the recipe lies; `report` is told how far an augmentation is. Raises DataError: at once for a file
     that cannot be used and for an augmentation that lacks what it needs, with every row's place where more rows are
@@ -81,6 +86,8 @@ def _prepare(
     assert len(numbers) + len(made) == audit.steps[-1].n_out
     audited = _report(format, rows, numbers, made, records, checked, audit, hashes, cleaning)
     audited.write(out / "audit.json")
+    drawn = [_shown(c, cleaning) for c in _sample(rows, rows.on("train", numbers), recipe.seed)]
+    (out / "data.html").write_text(data_page(recipe.name, audited, drawn), encoding="utf-8")
     return audited
 
 
@@ -174,6 +181,7 @@ def _report(
         counts=dict(sorted(audit.counts.items())),
         findings=tuple(audit.findings),
         tokens=_tokens(rows, rows.on("train", numbers), made),
+        lengths=_lengths(rows, numbers),
         augmentation=tuple(_hidden(one, cleaning) for one in augmentation),
         hashes=hashes,
         cleaning=cleaning.done(),
@@ -195,6 +203,31 @@ def _hidden(augmentation: Augmentation, cleaning: Cleaning) -> Augmentation:
     hide = cleaning.hiding.text
     samples = [Rewritten(source=s.source, before=hide(s.before), after=hide(s.after)) for s in augmentation.samples]
     return augmentation.model_copy(update={"samples": tuple(samples)})
+
+
+def _sample(rows: Rows, train: Numbers, seed: int) -> list[Conversation]:
+    drawn = np.random.default_rng(seed).permutation(train)[:SHOWN_ROWS]
+    return list(rows.each(np.sort(drawn)))
+
+
+def _shown(conversation: Conversation, cleaning: Cleaning) -> Conversation:
+    """Without personal data."""
+    hide = cleaning.hiding
+    messages = [m.model_copy(update={"content": hide.text(m.text), "tool_calls": ()}) for m in conversation.messages]
+    tags = hide.value(conversation.tags)
+    return conversation.model_copy(update={"messages": tuple(messages), "tags": tags})
+
+
+def _lengths(rows: Rows, numbers: Numbers) -> tuple[Histogram, ...]:
+    found = []
+    for name, lengths in (("tokens of a row", rows.n_tokens), ("learned tokens of a row", rows.n_learned)):
+        longest = int(lengths[numbers].max(initial=0))
+        halves = math.ceil(2 * math.log2(longest + 1)) if longest else 1
+        edges = np.unique(np.round(2 ** (np.arange(halves + 1) / 2)).astype(np.int64))
+        edges = edges[max(np.searchsorted(edges, lengths[numbers].min(initial=longest), "right") - 1, 0) :]
+        counts = {str(s): tuple(np.histogram(lengths[rows.on(s, numbers)], edges)[0].tolist()) for s in SIDES}
+        found.append(Histogram(name=name, edges=tuple(edges.tolist()), counts=counts))
+    return tuple(found)
 
 
 def _tokens(rows: Rows, train: Numbers, made: list[Item]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from luthier.page import words
 from luthier.records import AuditReport, Augmentation, Comparison, Judged, Step, Task
 from luthier.release import wording
 from luthier.release.evidence import (
@@ -130,6 +131,7 @@ def model_card(evidence: Evidence) -> str:
         not_measured=not_measured(evidence),
         annex=ANNEX_XI,
         w=wording,
+        words=words,
     )
 
 
@@ -239,7 +241,7 @@ def _cut(text: str) -> str:
 
 def fence(text: str, language: str = "text") -> Markdown:
     """A code block that its content cannot close."""
-    shown = wording.visible(text)
+    shown = words.visible(text)
     longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
     ticks = "`" * max(3, longest + 1)
     return Markdown(f"{ticks}{language}\n{shown}\n{ticks}")
@@ -249,7 +251,7 @@ def inline(value: Any) -> str:
     """Text inside a line or a table cell, with nothing left that Markdown or HTML would read."""
     if isinstance(value, Markdown) or not isinstance(value, str):
         return str(value)
-    shown = " ".join(wording.visible(value).split())
+    shown = " ".join(words.visible(value).split())
     shown = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", shown)
     return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -270,7 +272,7 @@ def _shown(value: Any) -> Any:
         return {k: _shown(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_shown(v) for v in value]
-    return wording.visible(value) if isinstance(value, str) else value
+    return words.visible(value) if isinstance(value, str) else value
 
 
 def _table(rows: Iterable[Iterable[str]], head: list[str]) -> Markdown:

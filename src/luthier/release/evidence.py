@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from luthier.page.words import count
 from luthier.records import (
     AuditReport,
     Comparison,
@@ -22,7 +23,7 @@ from luthier.records import (
     TrainReport,
     Verdict,
 )
-from luthier.release.wording import count, meaning, p_value
+from luthier.release.wording import meaning, p_value
 from luthier.settings import (
     HUMAN_PREFERENCE,
     AdaLora,

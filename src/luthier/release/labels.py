@@ -12,9 +12,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from luthier.page import plots, words
+from luthier.page.plots import Span
 from luthier.records import EvalReport, ReliabilityBin
-from luthier.release import plots, wording
-from luthier.release.plots import Span
 from luthier.stats import wilson
 
 MOST_IN_A_TABLE = 12
@@ -113,9 +113,9 @@ def _label_rows(evaluation: EvalReport) -> list[dict[str, Any]]:
                 "label": label,
                 "n": sum(tuned[i]),
                 "least": after.recall[0],
-                "recall": (wording.share(before.recall), wording.share(after.recall)),
+                "recall": (words.share(before.recall), words.share(after.recall)),
                 "precision": tuple(
-                    wording.share(s.precision) if s.precision else "never answered" for s in (before, after)
+                    words.share(s.precision) if s.precision else "never answered" for s in (before, after)
                 ),
                 "instead": next((c for c in mistakes if c.true == label), None),
                 "plot": Markup(plot),
@@ -135,10 +135,10 @@ def _reliability(evaluation: EvalReport) -> dict[str, Any] | None:
     )
     return {
         "plot": Markup(plots.reliability_plot(*drawn, label="How sure, and how often right")),
-        "gaps": {name: wording.number(calibration_gap(b), 3) for name, b in measured.items()},
+        "gaps": {name: words.number(calibration_gap(b), 3) for name, b in measured.items()},
         "counts": {name: (sum(x.n for x in b), len(b)) for name, b in measured.items()},
         "bins": [
-            (name, b, wording.share((b.accuracy, b.accuracy_low, b.accuracy_high)))
+            (name, b, words.share((b.accuracy, b.accuracy_low, b.accuracy_high)))
             for name, of_side in measured.items()
             for b in of_side
         ],

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from luthier.page.words import number
 from luthier.records import TrainReport
-from luthier.release.wording import number
 
 RISE = 0.02
 """Nats per token by which validation must rise above its best: a perplexity 2 % higher."""

@@ -9,16 +9,15 @@ and `labels` for what is below the metrics; the words are in `wording`, the draw
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from luthier.page import plots, templates, words
 from luthier.recipe import to_yaml
 from luthier.records import Comparison, RuleResult
-from luthier.release import plots, sections, wording
+from luthier.release import sections, wording
 from luthier.release.evidence import (
     Evidence,
     claims,
@@ -82,7 +81,7 @@ def report_html(evidence: Evidence) -> str:
         "best": largest_gains(evaluation, metric),
         "samples": drawn_samples(evaluation, evidence.recipe.seed),
     }
-    page = _templates().get_template("report.html")
+    page = templates(Path(__file__).with_name("templates")).get_template("report.html")
     return page.render(
         e=evidence,
         method=method(evidence.recipe),
@@ -101,7 +100,7 @@ def report_html(evidence: Evidence) -> str:
         main_metric=metric,
         **{name: [sections.sample_card(s, evaluation, metric) for s in of] for name, of in shown_samples.items()},
         not_measured=not_measured(evidence),
-        tokens=[(key, wording.number(n)) for key, n in evidence.audit.tokens.items()],
+        tokens=[(key, words.number(n)) for key, n in evidence.audit.tokens.items()],
         recipe_yaml=to_yaml(evidence.recipe),
         w=wording,
         LONGEST_TEXT=LONGEST_TEXT,
@@ -111,26 +110,11 @@ def report_html(evidence: Evidence) -> str:
     )
 
 
-@cache
-def _templates() -> Environment:
-    def shown(value: Any) -> Any:
-        return wording.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
 def headline(evidence: Evidence) -> str:
     """What the verdict says, in a sentence or two."""
     rules = evidence.verdict.rules
     failed, undecided = (sum(r.outcome == o for r in rules) for o in ("FAIL", "UNDERPOWERED"))
-    total = wording.count(len(rules), "rule")
+    total = words.count(len(rules), "rule")
     if evidence.verdict.outcome == "PASS":
         return f"{'The one rule holds' if len(rules) == 1 else f'All {total} hold'}. The tuned model may be released."
     if evidence.verdict.outcome == "FAIL":

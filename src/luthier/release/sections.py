@@ -10,8 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from luthier.page import plots, words
 from luthier.records import Comparison, DiscoveredSlice, EvalReport, Judged, Outcome
-from luthier.release import plots, wording
+from luthier.release import wording
 from luthier.release.evidence import GENERAL, TITLES, Evidence, against_elsewhere, outcome_of, suites
 from luthier.release.failures import kinds_of_failure
 from luthier.release.gate import limit
@@ -155,7 +156,7 @@ def _most_mistaken(evaluation: EvalReport) -> Confusion | None:
 
 
 def _share(n: int, of: int, confidence: float) -> str:
-    return wording.share((n / of, *wilson(n, of, confidence)))
+    return words.share((n / of, *wilson(n, of, confidence)))
 
 
 def sample_card(sample: Judged, evaluation: EvalReport, metric: str | None) -> dict[str, Any]:

@@ -6,13 +6,10 @@ metric means, so that page and card cannot differ. It knows nothing of HTML or M
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass
 
+from luthier.page.words import count, decimals_for, has_size, number, percent
 from luthier.records import Comparison, EvalReport, RuleResult
-
-JOINERS = "\u200c\u200d"  # shape Persian and Indic words and emoji; they hide nothing
 
 MEANING = {
     "perplexity": "How surprised the model is by the reference answers; 1 would be no surprise at all.",
@@ -80,38 +77,6 @@ def direction(comparison: Comparison) -> str:
     return "higher is better" if comparison.higher_is_better else "lower is better"
 
 
-def visible(text: str) -> str:
-    """Text as it may be shown: control, bidirectional and other invisible characters as escapes.
-
-    Line ends, tabs, wide and no-break spaces and the joiners of scripts and emoji stay as they are.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() or c in "\n\t\xa0\u3000" or c in JOINERS else c.encode("unicode_escape").decode()
-        for c in text.replace("\r\n", "\n")
-    )
-
-
-def number(value: float, decimals: int | None = None) -> str:
-    """`1,234.5`; without `decimals`, three significant digits. Minus is the true sign."""
-    if decimals is None:
-        decimals = 0 if float(value).is_integer() else decimals_for(abs(value), significant=3)
-    shown = f"{value:,.{decimals}f}"
-    if not _has_size(shown):
-        shown = shown.removeprefix("-")
-    return shown.replace("-", "−")
-
-
-def _has_size(shown: str) -> bool:
-    return any(c in "123456789" for c in shown)
-
-
-def decimals_for(width: float, significant: int = 2) -> int:
-    """Decimals that show `width` with so many significant digits: 0.063 -> 3, 12.4 -> 0; 3 for no width."""
-    return min(max(significant - 1 - math.floor(math.log10(width)), 0), 8) if width else 3
-
-
 def digits_of(c: Comparison) -> int:
     """Decimals at which a comparison is told: two significant digits of its interval."""
     return decimals_for(c.high - c.low or abs(c.delta))
@@ -121,35 +86,10 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def percent(fraction: float) -> str:
-    """`95 %`, `3.5 %`: at most three significant digits; the space does not break."""
-    return f"{fraction * 100:.3g}\xa0%"
-
-
 def power_of_ten(value: float) -> str:
     """`2.2 × 10^14`."""
     digits, exponent = f"{value:.1e}".split("e")
     return f"{digits} × 10^{int(exponent)}"
-
-
-def share(span: tuple[float, float, float]) -> str:
-    """A share with its interval: `83 % (61 to 94)`, in whole per cent."""
-    value, low, high = (f"{100 * part:.0f}" for part in span)
-    return f"{value}\xa0% ({low} to {high})"
-
-
-def count(n: float, noun: str, plural: str = "") -> str:
-    """`1 sample`, `1,200 samples`."""
-    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
-
-
-def sentence(text: str) -> str:
-    """`text` with a full stop, true minus signs, and a capital unless it starts with a name like `rougeL`."""
-    text = re.sub(r"(?<!\S)-(?=\d)", "−", text.strip())
-    first = text.split(" ", 1)[0]
-    if first.isalpha() and first.islower():
-        text = text[0].upper() + text[1:]
-    return text if not text or text.endswith((".", "!", "?", ":")) else text + "."
 
 
 def pair(baseline: float, tuned: float) -> tuple[str, str]:
@@ -159,16 +99,6 @@ def pair(baseline: float, tuned: float) -> tuple[str, str]:
     return number(baseline, digits), number(tuned, digits)
 
 
-def duration(seconds: float) -> str:
-    """`4.2 s`, `12 min 3 s`, `5 h 2 min`."""
-    if seconds < 60:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
 def _way(gain: float, c: Comparison) -> str:
     return "higher" if (gain > 0) == c.higher_is_better else "lower"
 
@@ -176,7 +106,7 @@ def _way(gain: float, c: Comparison) -> str:
 def change(c: Comparison) -> str:
     """`higher by 0.041 (better)`; the word is the metric's own direction, never a signed number."""
     amount = number(abs(c.delta), digits_of(c))
-    if not _has_size(amount):
+    if not has_size(amount):
         return "no change"
     return f"{_way(c.delta, c)} by {amount} ({'better' if c.delta > 0 else 'worse'})"
 

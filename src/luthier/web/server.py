@@ -27,7 +27,7 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import ValidationError
 
 from luthier.errors import RunError
-from luthier.release.wording import visible
+from luthier.page.words import visible
 from luthier.votes import Tags, Vote, read_votes, votes_file
 from luthier.web.review import Ballot, Session, appending, pairs, read_evaluation, review_key
 

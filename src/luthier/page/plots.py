@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from luthier.release.wording import visible
+from luthier.page.words import visible
 
 Scale = Callable[[float], float]
 Span = tuple[float, float, float]
@@ -30,6 +30,14 @@ class Series:
     style: str
     """CSS class of its group: `tuned`, `base` or `muted`."""
     dots: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    name: str
+    counts: Sequence[int]
+    style: str
+    """CSS class of its group: `tuned` is filled, `base` an outline."""
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -134,6 +142,47 @@ def line_chart(
     parts += _legend(series, right)
     words = "; ".join(f"{s.name}: from {_short(s.points[0][1])} to {_short(s.points[-1][1])}" for s in series)
     return _svg(width, height, label, words, parts)
+
+
+def histogram(edges: Sequence[int], groups: Sequence[Bars], *, x_label: str, label: str) -> str:
+    """Shares of each group, of some rows each, between neighbouring edges; bins are drawn equally wide."""
+    width, height = 720, 240
+    left, right, top, bottom = 48.0, width - 14.0, 32.0, height - 44.0
+    shares = {g.name: [n / (sum(g.counts) or 1) for n in g.counts] for g in groups}
+    x = _scale(0, len(edges) - 1, left, right)
+    highest = 1.06 * max(share for found in shares.values() for share in found)
+    y = _scale(0, highest, bottom, top)
+    parts = _grid(0, highest, y, left, right)
+    for group in groups:
+        found = shares[group.name]
+        if group.style == "tuned":
+            bars = "".join(
+                f'<rect x="{x(i) + 1:.1f}" y="{y(s):.1f}" width="{x(1) - x(0) - 2:.1f}" height="{bottom - y(s):.1f}" '
+                'fill="currentColor" fill-opacity="0.55"/>'
+                for i, s in enumerate(found)
+                if s
+            )
+        else:
+            steps = "".join(f"V{y(s):.1f}H{x(i + 1):.1f}" for i, s in enumerate(found))
+            path = f"M{x(0):.1f} {bottom:.1f}{steps}V{bottom:.1f}"
+            bars = f'<path d="{path}" fill="none" stroke="currentColor" stroke-width="1.8"/>'
+        parts.append(f'<g class="{group.style}">{bars}</g>')
+    parts.append(_line(left, bottom, right, bottom, "axis"))
+    every = -(-len(edges) // 12)
+    parts += [
+        _text(x(i), bottom + 17, f"{edge:,}", "middle", "muted") for i, edge in enumerate(edges) if i % every == 0
+    ]
+    parts += [
+        _text((left + right) / 2, height - 6, x_label, "middle", "muted"),
+        _text(0, 12, "share of rows", "start", "muted"),
+    ]
+    parts += _legend([Series(g.name, (), g.style, dots=g.style == "tuned") for g in groups], right)
+    words = "; ".join(f"{g.name}: {sum(g.counts):,} rows, most from {edges[_largest(g.counts)]:,}" for g in groups)
+    return _svg(width, height, label, words, parts)
+
+
+def _largest(counts: Sequence[int]) -> int:
+    return max(range(len(counts)), key=counts.__getitem__)
 
 
 def reliability_plot(baseline: Sequence[Bin], tuned: Sequence[Bin], *, label: str) -> str:
