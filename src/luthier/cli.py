@@ -151,10 +151,14 @@ def check(
     rows: Annotated[int, typer.Option(help="Rows whose loss mask is shown.", min=0)] = 3,
     show_mask: Annotated[bool, typer.Option("--show-mask/--no-mask", help="Show which tokens are learned.")] = True,
     page: Annotated[Path | None, typer.Option(help="Write the data page, an HTML file, here.")] = None,
+    learning_curve: Annotated[
+        bool, typer.Option("--learning-curve", help="Train on parts of the rows: what would twice as many bring?")
+    ] = False,
+    workspace: OwnWorkspace = None,
     as_json: Json = False,
     quiet: Quietly = False,
 ) -> None:
-    """Audit recipe and data, show the loss mask, refuse what cannot be trained or judged; train nothing."""
+    """Audit recipe and data, show the loss mask, refuse what cannot be trained or judged; train only for a curve."""
     import tempfile
 
     from luthier import lifecycle, show
@@ -171,8 +175,18 @@ def check(
                 show.masks(base, out, rows)
         if page:
             page.write_bytes((out / "data.html").read_bytes())
+    curve = None
+    if learning_curve:
+        from luthier.tune import curve as tune
+
+        overrides = tuple(settings or ())
+        curve, path = tune.learning_curve(target, overrides=overrides, workspace=workspace, report=_reporter(quiet))
+        if not as_json:
+            show.learning_curve(curve, tune.in_words(curve))
+            print(path)
     if as_json:
-        print(json.dumps({"audit": audit.model_dump(mode="json"), "steps": show.n_steps(recipe, audit)}))
+        found = {"audit": audit.model_dump(mode="json"), "steps": show.n_steps(recipe, audit)}
+        print(json.dumps(found | ({"learning_curve": curve.model_dump(mode="json")} if curve else {})))
 
 
 def _choose(recipe: Recipe, run: Path, base: Base, out: Path, workspace: Path, report: Reporter) -> AdviceReport:

@@ -404,6 +404,37 @@ class TrialRun(Record):
     """Of training and evaluation, wherever and whenever they ran."""
 
 
+class CurvePoint(Record):
+    """What a metric came to after training with so many rows."""
+
+    rows: int
+    values: tuple[float, ...]
+    """One a seed."""
+
+
+class LearningCurve(Record):
+    """A metric at growing sizes of the training side, and what twice the rows would bring."""
+
+    name: str
+    metric: str
+    higher_is_better: bool
+    confidence: float
+    asked: int
+    """Nested rows that every model was asked."""
+    points: tuple[CurvePoint, ...]
+    rows: int
+    """Of the recipe's own training side."""
+    value: float
+    """With `rows`, by the fitted law."""
+    twice: float
+    """With twice as many."""
+    gain: float
+    """Of the second over the first, positive is better, with its interval."""
+    low: float
+    high: float
+    runs: tuple[TrialRun, ...]
+
+
 class VariantResult(Record):
     """A variant on the rows by which is chosen, at the rung that it reached."""
 

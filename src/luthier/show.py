@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from luthier.errors import printable
-from luthier.records import AdviceReport, AuditReport, Comparison, EvalReport, RunRecord, TrialsReport
+from luthier.records import AdviceReport, AuditReport, Comparison, EvalReport, LearningCurve, RunRecord, TrialsReport
 from luthier.settings import Recipe
 
 if TYPE_CHECKING:
@@ -154,6 +155,15 @@ def advice(report: AdviceReport) -> None:
     console.print(Text(f"{report.chosen}: {_listed(report.settings)}", style="bold"))
     for line in (*report.why, *(f"note: {note}" for note in report.notes)):
         console.print(escape(line))
+
+
+def learning_curve(curve: LearningCurve, told: str) -> None:
+    table = Table("rows", f"{curve.metric}, each seed", "mean")
+    for point in curve.points:
+        values = _listed([f"{value:.4g}" for value in point.values])
+        table.add_row(f"{point.rows:,}", values, f"{fmean(point.values):.4g}")
+    console.print(table)
+    console.print(escape(told[0].upper() + told[1:]) + ".", soft_wrap=True)
 
 
 def _listed(values: Sequence[object]) -> str:

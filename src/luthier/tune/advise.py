@@ -43,6 +43,7 @@ from luthier.tune import trials
 from luthier.tune.advise_facts import measure
 from luthier.tune.advise_rules import CANDIDATES, RULES, judge
 from luthier.tune.advise_trial import Measured, gradient, trial_step
+from luthier.tune.shop import stopped
 from luthier.tune.variants import BASELINE
 
 SAMPLED_STEPS = 24
@@ -357,7 +358,7 @@ def _try(
         )
     except Stopped as error:  # the baseline's
         rest, where = _try(others, recipe, run, workspace, report, notes)
-        return [*rest, baseline.model_copy(update={"out": trials.stopped(error)})], where
+        return [*rest, baseline.model_copy(update={"out": stopped(error)})], where
     except DataError as error:
         if error.problems[0].code not in TOO_FEW_ROWS:
             raise

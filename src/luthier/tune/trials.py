@@ -21,24 +21,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
 from luthier import lifecycle
-from luthier.errors import EvaluationError, Problem, RunError, Stopped, did_you_mean
-from luthier.evaluate.metrics import default_metrics
-from luthier.evaluate.metrics.build import build
-from luthier.metric import Metric, Sample
+from luthier.errors import Problem, RunError
 from luthier.progress import Quiet, Reporter
-from luthier.records import AuditReport, Comparison, TrialRun, TrialsReport, VariantResult
-from luthier.settings import Use, fingerprint, metric_name
+from luthier.records import Comparison, TrialsReport, VariantResult
+from luthier.settings import fingerprint, metric_name
 from luthier.stats import holm
-from luthier.store import stage_record
 from luthier.target import open_target, workspace_of
-from luthier.tune.effect import Effect, compare_seeds, value_of
-from luthier.tune.nested import Nest, Part, answers_of, make_nest, question
+from luthier.tune.effect import Effect
+from luthier.tune.nested import make_nest
+from luthier.tune.shop import Shop, measured, rounds
 from luthier.tune.variants import BASELINE, Variants, check_rungs, check_seeds, check_variants
 
 HELD_OUT = 0.3
@@ -87,7 +84,7 @@ def trials(
     nest = make_nest(recipe, origin, outer.folder, workspace, held_out)
     n_again = (len(seeds) if new_seeds is None else new_seeds) if judged else 0
     again = tuple(max(seeds) + 1 + i for i in range(n_again))
-    shop = _Shop(nest, kept, _measured(nest, metric), seeds, rungs, again, workspace, say)
+    shop = Shop(nest, kept, measured(nest, metric), seeds, rungs, again, workspace, say)
     for line in plan(len(kept), len(seeds), rungs, n_again if judged else None):
         say.say(line)
     reached = _race(shop)
@@ -101,14 +98,14 @@ def trials(
 
 def plan(n_variants: int, n_seeds: int, rungs: Sequence[float], n_again: int | None) -> list[str]:
     """What will be run, in words, before anything is. `n_again`: seeds that judge the winner; None: none is judged."""
-    rounds = _rounds(n_variants, n_seeds, rungs)
-    shown = " + ".join(f"{n} on {fraction:.0%} of the rows" for fraction, n in rounds)
-    full = sum(fraction * n for fraction, n in rounds)
+    planned = rounds(n_variants, n_seeds, rungs)
+    shown = " + ".join(f"{n} on {fraction:.0%} of the rows" for fraction, n in planned)
+    full = sum(fraction * n for fraction, n in planned)
     trained = f"up to {2 * n_again} more, with new seeds," if n_again else "the winner and the baseline are asked again"
     judging = "" if n_again is None else f"; {trained} to judge the winner"
     return [
         f"{n_variants} variants and the baseline, {n_seeds} seeds each: {shown}",
-        f"{sum(n for _, n in rounds)} runs, of the cost of {full:.3g} full ones{judging}",
+        f"{sum(n for _, n in planned)} runs, of the cost of {full:.3g} full ones{judging}",
     ]
 
 
@@ -119,85 +116,7 @@ def halving(n_rungs: int) -> tuple[float, ...]:
     return tuple(0.5**i for i in reversed(range(n_rungs)))
 
 
-def _rounds(n_variants: int, n_seeds: int, rungs: Sequence[float]) -> list[tuple[float, int]]:
-    """Fraction and number of runs of each rung: the baseline's and those of the variants that are left."""
-    return [(f, n_seeds * (1 + math.ceil(n_variants / 2**i))) for i, f in enumerate(rungs)]
-
-
 # -- the runs -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Shop:
-    """What all runs share, and, in `runs`, what has come of them."""
-
-    nest: Nest
-    variants: dict[str, tuple[str, ...]]
-    use: Use
-    seeds: tuple[int, ...]
-    rungs: tuple[float, ...]
-    again: tuple[int, ...]
-    """The seeds with which the winner is judged; none: those that it was chosen by."""
-    workspace: Path
-    report: Reporter
-    runs: list[TrialRun] = field(default_factory=list)
-    out: dict[str, str] = field(default_factory=dict)
-    """Variants whose training stopped, and why."""
-
-    def ask(self, variant: str, seeds: Sequence[int], rung: float, part: Part) -> list[list[Sample]]:
-        """What a variant answers after training with each seed, in the order of the rows' ids."""
-        return [self._ask(variant, seed, rung, part) for seed in seeds]
-
-    def ask_variant(self, variant: str, seeds: Sequence[int], rung: float, part: Part) -> list[list[Sample]] | None:
-        """The same; None where its training stops, and it is out."""
-        try:
-            return self.ask(variant, seeds, rung, part)
-        except Stopped as error:
-            self.out[variant] = stopped(error)
-            self.report.say(f"{variant} is out: {self.out[variant]}")
-            return None
-
-    @property
-    def confidence(self) -> float:
-        return self.nest.recipe.evaluate.confidence
-
-    def metric(self, run: str) -> Metric:
-        """What decides, for the labels that were in the data of the run."""
-        audit = AuditReport.read(self.workspace / run / "prepare" / "audit.json")
-        return build(self.use, audit.labels, self.nest.origin)
-
-    def compare(self, ours: list[list[Sample]], theirs: list[list[Sample]], confidence: float) -> Effect:
-        return compare_seeds(self.metric(self.runs[-1].run), ours, theirs, confidence=confidence)
-
-    def _ask(self, variant: str, seed: int, rung: float, part: Part) -> list[Sample]:
-        self.report.say(f"trial {len(self.runs) + 1}: {variant}, seed {seed}, {rung:.0%} of the rows, to {part}")
-        recipe = self.nest.recipe
-        name = f"{recipe.name[:24]}.{re.sub('[^A-Za-z0-9-]+', '-', variant)[:24]}.{seed}"
-        run = lifecycle.run(
-            question(self.nest, metric_name(self.use), part, rung),
-            overrides=(*self.variants.get(variant, ()), f"seed={seed}", f'name="{name}"'),
-            workspace=self.workspace,
-            until="evaluate",
-            report=self.report,
-        ).folder
-        samples = answers_of(run, recipe.evaluate.cluster_by)
-        seconds = [r.seconds for stage in ("train", "evaluate") if (r := stage_record(run, stage))]
-        self.runs.append(
-            TrialRun(
-                variant=variant,
-                seed=seed,
-                rung=rung,
-                part=part,
-                run=run.name,
-                value=value_of(self.metric(run.name), samples),
-                seconds=round(sum(seconds), 3),
-            )
-        )
-        if len(self.runs) == 1:
-            rounds = _rounds(len(self.variants), len(self.seeds), self.rungs)
-            whole = sum(n * (seconds[0] * fraction / rung + seconds[1]) for fraction, n in rounds)
-            self.report.say(f"the first run took {sum(seconds):.0f} s; all rungs: about {whole / 60:.1f} minutes")
-        return samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,11 +129,7 @@ class _Reached:
     """By which it is ranked."""
 
 
-def stopped(error: Stopped) -> str:
-    return f"its training stopped: {error.problems[0].found}"
-
-
-def _race(shop: _Shop) -> dict[str, _Reached]:
+def _race(shop: Shop) -> dict[str, _Reached]:
     """Variant -> where it ended, the best of the last rung first; without those that are out."""
     reached: dict[str, _Reached] = {}
     running = list(shop.variants)
@@ -239,7 +154,7 @@ def _best(reached: dict[str, _Reached]) -> str:
     return best if ahead else BASELINE
 
 
-def _judge(shop: _Shop, reached: dict[str, _Reached]) -> tuple[str, Effect | None]:
+def _judge(shop: Shop, reached: dict[str, _Reached]) -> tuple[str, Effect | None]:
     """The winner, and how it stands on rows that took no part in choosing it; the baseline needs no judgement."""
     seeds = shop.again or shop.seeds
     while (winner := _best(reached)) != BASELINE:
@@ -254,7 +169,7 @@ def _judge(shop: _Shop, reached: dict[str, _Reached]) -> tuple[str, Effect | Non
 
 
 def _report(
-    shop: _Shop, reached: dict[str, _Reached], winner: str, judged: Effect | None, notes: list[str]
+    shop: Shop, reached: dict[str, _Reached], winner: str, judged: Effect | None, notes: list[str]
 ) -> TrialsReport:
     return TrialsReport(
         name=shop.nest.recipe.name,
@@ -275,7 +190,7 @@ def _report(
     )
 
 
-def _results(shop: _Shop, reached: dict[str, _Reached]) -> tuple[VariantResult, ...]:
+def _results(shop: Shop, reached: dict[str, _Reached]) -> tuple[VariantResult, ...]:
     """The baseline, then each variant with its p value among those of all, also of those that stopped or are out."""
     finished = {name: at.rung == 1.0 for name, at in reached.items()}
     p_values = {name: reached[name].effect.comparison.p if finished.get(name) else 1.0 for name in shop.variants}
@@ -305,7 +220,7 @@ def _word(comparison: Comparison, p: float, confidence: float) -> Literal["bette
     return "better" if comparison.delta > 0 else "worse"
 
 
-def _notes(shop: _Shop, winner: str, judged: Effect | None) -> list[str]:
+def _notes(shop: Shop, winner: str, judged: Effect | None) -> list[str]:
     notes = [f"{name} is out: {why}" for name, why in shop.out.items()]
     if len(shop.seeds) == 1:
         notes.append("one seed: the intervals do not cover the luck of training; two or more seeds would tell")
@@ -358,13 +273,3 @@ def variants_of(vary: Sequence[str], named: Sequence[str]) -> dict[str, tuple[st
 def _pieces(text: str) -> list[str]:
     """Cut at the commas that stand in no bracket."""
     return re.split(r",(?![^\[{]*[\]}])", text)
-
-
-def _measured(nest: Nest, name: str | None) -> Use:
-    """What decides. Raises EvaluationError LU-E008 where the recipe does not measure it on its test rows."""
-    recipe = nest.recipe
-    uses = {metric_name(u): u for u in recipe.evaluate.metrics or default_metrics(nest.audit.task)}
-    name = name or next((r.metric for r in recipe.release.rules if r.metric in uses), next(iter(uses)))
-    if name not in uses:
-        raise EvaluationError.of("LU-E008", "metric", f"no metric measures '{name}'", did_you_mean(name, uses))
-    return uses[name]
