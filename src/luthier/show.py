@@ -31,6 +31,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  
 COLOURS = {"PASS": "bold green", "FAIL": "bold red", "UNDERPOWERED": "bold yellow"}
 WORD_COLOURS = {"better": "bold green", "worse": "bold red"}
 N_FINDINGS = 12
+N_FACTS = 10
 
 
 def verdict(run: Run) -> None:
@@ -189,6 +190,7 @@ def audit(report: AuditReport) -> None:
         console.print(
             f"{finding.severity}: {finding.code} {escape(printable(finding.where))}: {escape(printable(finding.found))}"
         )
+    _checks(report)
     for done in report.cleaning:
         for before, after in done.samples:
             console.print(f"{done.cleaner}: {escape(before)}\n{' ' * len(done.cleaner)}> {escape(after)}")
@@ -196,6 +198,29 @@ def audit(report: AuditReport) -> None:
         console.print("counts: " + ", ".join(f"{code} {n}" for code, n in report.counts.items()))
     for note in report.notes:
         console.print(f"note: {escape(note)}")
+
+
+def _checks(report: AuditReport) -> None:
+    """What each check found, and the rows most worth a look; the data page has all of them."""
+    for check in report.checks:
+        console.print(f"{escape(check.check)}: {check.suspects} of {check.rows} rows are suspect")
+        for note in check.notes:
+            console.print(f"  {escape(note)}")
+        for facts in check.tables:
+            table = Table(*map(escape, facts.columns), title=escape(facts.title), title_justify="left")
+            for row in facts.rows[:N_FACTS]:
+                table.add_row(
+                    *("" if c is None else escape(f"{c:.3g}" if isinstance(c, float) else str(c)) for c in row)
+                )
+            console.print(table)
+            if len(facts.rows) > N_FACTS:
+                console.print(f"  {len(facts.rows) - N_FACTS} more rows: --page FILE shows them")
+    if report.worth_a_look:
+        table = Table("worth a look", "score", "why", "asked", "answer")
+        for one in report.worth_a_look[:N_FACTS]:
+            why = "\n".join(f"{name}: {reason}" for name, reason in one.why.items())
+            table.add_row(*map(escape, (one.source, f"{one.score:.2f}", why, one.asked, one.answer)))
+        console.print(table)
 
 
 def n_steps(recipe: Recipe, report: AuditReport) -> int:
