@@ -44,9 +44,9 @@ from luthier.progress import Lines
 from luthier.records import AdviceReport, EvalReport
 from luthier.settings import Adapt, Lora
 from luthier.train import repeatable
-from luthier.tune.advise import choose
 from luthier.tune.advise_rules import CANDIDATES
 from luthier.tune.advise_trial import gradient, stepper, trial_step
+from luthier.tune.decide import Advisor
 
 TRIAL = (128, 4)
 """Tokens of an example, and examples, of the one step that is tried."""
@@ -159,7 +159,7 @@ def judged(arguments: argparse.Namespace, name: str) -> tuple[AdviceReport, dict
     )  # fmt: skip
     auto = f"model.adapt={{method: auto, trials: {str(arguments.trials).lower()}}}"
     kept = {"workspace": arguments.workspace, "report": say}
-    asked = lifecycle.run(target, overrides=(*given, auto), until="advise", advisor=choose, **kept)
+    asked = lifecycle.run(target, overrides=(*given, auto), until="advise", advisor=Advisor(), **kept)
     advice = AdviceReport.read(asked.folder / "advise" / "advice.json")
     metric = recipe.load(asked.folder / "recipe.yaml").release.rules[0].metric
     values, base = dict[str, Value](), 0.0

@@ -20,10 +20,8 @@ from luthier import __version__, interrupts, machine
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
-    from luthier.models import Base
     from luthier.progress import Reporter
-    from luthier.records import AdviceReport, Stage
-    from luthier.settings import Recipe
+    from luthier.records import Stage
 
 app = typer.Typer(
     name="luthier",
@@ -189,13 +187,6 @@ def check(
         print(json.dumps(found | ({"learning_curve": curve.model_dump(mode="json")} if curve else {})))
 
 
-def _choose(recipe: Recipe, run: Path, base: Base, out: Path, workspace: Path, report: Reporter) -> AdviceReport:
-    """The advisor, which imports torch only where it is asked: a mistake in a recipe is told at once."""
-    from luthier.tune.advise import choose
-
-    return choose(recipe, run, base, out, workspace, report)
-
-
 def _until(stage: Stage, doc: str) -> None:
     """Add the verb that works up to and including `stage`."""
 
@@ -208,6 +199,7 @@ def _until(stage: Stage, doc: str) -> None:
         quiet: Quietly = False,
     ) -> None:
         from luthier import lifecycle
+        from luthier.tune.decide import Advisor
 
         run = lifecycle.run(
             target,
@@ -215,7 +207,7 @@ def _until(stage: Stage, doc: str) -> None:
             workspace=workspace,
             until=stage,
             report=_reporter(quiet),
-            advisor=_choose,
+            advisor=Advisor(),
         )
         print(json.dumps({"run": str(run.folder), "stage": stage}) if as_json else f"{stage}: {run.folder / stage}")
 
@@ -242,13 +234,14 @@ def run(
     quiet: Quietly = False,
 ) -> None:
     from luthier import lifecycle, show
+    from luthier.tune.decide import Advisor
 
     done = lifecycle.run(
         target,
         overrides=_minutes(settings, max_minutes),
         workspace=workspace,
         report=_reporter(quiet),
-        advisor=_choose,
+        advisor=Advisor(),
     )
     assert done.verdict is not None
     if as_json:
@@ -323,6 +316,7 @@ def advise(
     """Which technique to train with, and why: a trial step, the data, its distance from the base, rules and trials."""
     from luthier import lifecycle, show
     from luthier.records import AdviceReport
+    from luthier.tune.decide import Advisor
 
     auto = {"method": "auto", "trials": trials, "max_train_minutes": max_train_minutes}
     run = lifecycle.run(
@@ -331,7 +325,7 @@ def advise(
         workspace=workspace,
         until="advise",
         report=_reporter(quiet),
-        advisor=_choose,
+        advisor=Advisor(),
     )
     report = AdviceReport.read(run.folder / "advise" / "advice.json")
     if as_json:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,8 +159,10 @@ def write_conversations(path: Path, conversations: Iterable[Conversation]) -> No
             out.write(conversation.model_dump_json(exclude_defaults=True) + "\n")
 
 
-def read_conversations(path: Path) -> Iterator[Conversation]:
-    """Reads what `write_conversations` wrote."""
+def read_conversations(path: Path, without: Set[str] = frozenset()) -> Iterator[Conversation]:
+    """Reads what `write_conversations` wrote, but for rows that were made by the methods `without`."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
-            yield Conversation.model_validate_json(line)
+            conversation = Conversation.model_validate_json(line)
+            if conversation.made_by not in without:
+                yield conversation

@@ -20,7 +20,7 @@ from luthier.plugins import AUGMENTATIONS, CHECKS, CLEANERS, METRICS, Registry
 from luthier.prepare.sources import find_files
 from luthier.recipe import question
 from luthier.release.gate import rules_of
-from luthier.settings import HUMAN_PREFERENCE, Auto, Cleaner, GivenAdapter, Judge, Recipe, Use, located
+from luthier.settings import HUMAN_PREFERENCE, Auto, Cleaner, GivenAdapter, Judge, Recipe, Use, left_out, located
 from luthier.store import STAGES, folder_hash, stage_record
 from luthier.votes import votes_key
 
@@ -53,6 +53,17 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
             **_plugged("augmentation", AUGMENTATIONS, recipe.data.augment, origin),
             **_plugged("check", CHECKS, recipe.data.checks, origin),
         }
+    if stage == "augment":
+        return {
+            **common,
+            "model": _dump(recipe.model),
+            "train": _dump(recipe.train),
+            "augment": [_dump(use) for use in recipe.data.augment],
+            "rules": [_dump(r) for r in recipe.release.rules],
+            **{name: made[name] for name in ("audit.json", "train.jsonl", "validation.jsonl")},
+            "versions": versions(("luthier", "torch", "transformers", "peft", "tokenizers")),
+            **_tried_by(recipe, origin, made),
+        }
     if stage == "advise":
         return {
             **common,
@@ -73,6 +84,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
             "train": recipe.train.model_dump(mode="json", exclude={"save_every_s", "recompute_layers"}),  # of no effect
             "max_tokens": recipe.data.max_tokens,
             "train.jsonl": made["train.jsonl"],
+            **({"left out": sorted(without)} if (without := left_out(recipe.data.augment)) else {}),
             "validation.jsonl": made["validation.jsonl"],
             "versions": versions(("luthier", "torch", "transformers", "peft", "tokenizers", *more)),
         }

@@ -1,4 +1,4 @@
-"""The whole life of a fine-tuned model, as one page: prepare -> [advise ->] train -> evaluate -> release.
+"""The whole life of a fine-tuned model, as one page: prepare -> [advise ->] [augment ->] train -> evaluate -> release.
 
 Each stage is a function from records to a record. Its key (`keys.py`) is a hash of all that goes in; a stage whose
 key is already done, here or in another run of the workspace, is not run again. A run that was killed goes on where
@@ -24,8 +24,8 @@ from luthier.files import write_atomically
 from luthier.foresight import can_judge, can_train, check_packages
 from luthier.machine import describe, peak_bytes
 from luthier.progress import Quiet, Reporter
-from luthier.records import AdviceReport, AuditReport, Comparison, EvalReport, RunRecord, Stage
-from luthier.settings import HUMAN_PREFERENCE, Auto, Recipe, Rule, fingerprint
+from luthier.records import AdviceReport, AuditReport, Comparison, EvalReport, KeptAugmentation, RunRecord, Stage
+from luthier.settings import HUMAN_PREFERENCE, Auto, Recipe, Rule, fingerprint, names_of
 from luthier.store import STAGES, artifacts_in, damaged, find_stage, link_stage, stage_record
 from luthier.target import Run, alone, base_of, folder_of, keep_recipe, open_target, read_run, workspace_of
 
@@ -37,11 +37,15 @@ PARITY_PROMPTS, PARITY_TOKENS = 8, 256
 
 
 class Advisor(Protocol):
-    """Chooses what is trained where a recipe says `adapt: auto`: `tune.advise.choose`, which stands above this."""
+    """Decides by trials what a recipe leaves open: `tune.decide.Advisor`, which stands above this."""
 
-    def __call__(
+    def technique(
         self, recipe: Recipe, run: Path, base: Base, out: Path, workspace: Path, report: Reporter
-    ) -> AdviceReport: ...
+    ) -> AdviceReport:
+        """What is trained, for `adapt: auto`."""
+
+    def augmentation(self, recipe: Recipe, run: Path, workspace: Path, report: Reporter) -> KeptAugmentation:
+        """Which rows that were made are learned from, for `keep: if_it_helps`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,8 @@ def run(
 ) -> Run:
     """Do everything a recipe asks for, up to and including the stage `until`.
 
-    With `adapt: auto` the `advisor` is asked first, and what comes after is that of a recipe with its choice.
+    With `adapt: auto` or `keep: if_it_helps` the `advisor` is asked first, and what comes after is that of a recipe
+    with its choices.
 
     `target` is a recipe, a run's folder, or data: a file or folder from which a recipe is derived and kept. Without a
     `workspace` runs lie in ./runs, and a run that is given stays where it is.
@@ -85,8 +90,8 @@ def run(
         check_packages(recipe)
         work = _Work(recipe, origin, folder, workspace, base, report, advisor)
         for stage in STAGES[: STAGES.index(until) + 1]:
-            if stage == "advise":
-                work = _advised(work)
+            if stage in OPEN:
+                work = OPEN[stage](work)
                 continue
             _do(work, stage)
             if stage == "prepare" and until != "prepare":
@@ -136,10 +141,39 @@ def _advise(work: _Work, out: Path) -> dict[str, Any]:
     if work.advisor is None:
         found, advice = "what is trained is not chosen yet", "luthier advise chooses; or name a technique"
         raise RunError.of("LU-U040", "model.adapt: auto", found, advice)
-    done = work.advisor(work.recipe, work.folder, work.base, out, work.workspace, work.report)
+    done = work.advisor.technique(work.recipe, work.folder, work.base, out, work.workspace, work.report)
     done.write(out / "advice.json")
     work.report.say(f"advise: {done.chosen}: {'; '.join(done.why)}")
     return {"chosen": done.chosen}
+
+
+def _augmented(work: _Work) -> _Work:
+    """The same work with every augmentation kept or left out."""
+    uses = work.recipe.data.augment
+    if all(use.keep != "if_it_helps" for use in uses):
+        return work
+    _do(work, "augment")
+    kept = KeptAugmentation.read(work.folder / "augment" / "kept.json").kept
+    decided = tuple(
+        use.model_copy(update={"keep": "always" if name in kept else "never"}) if use.keep == "if_it_helps" else use
+        for name, use in zip(names_of(uses), uses, strict=True)
+    )
+    data = work.recipe.data.model_copy(update={"augment": decided})
+    return replace(work, recipe=work.recipe.model_copy(update={"data": data}))
+
+
+OPEN = {"advise": _advised, "augment": _augmented}
+"""Stages that are done only where a recipe leaves something open."""
+
+
+def _augment(work: _Work, out: Path) -> dict[str, Any]:
+    if work.advisor is None:
+        found, advice = "which rows are learned from is not decided yet", "luthier run decides; or keep: always"
+        raise RunError.of("LU-U045", "data.augment: keep: if_it_helps", found, advice)
+    done = work.advisor.augmentation(work.recipe, work.folder, work.workspace, work.report)
+    done.write(out / "kept.json")
+    work.report.say(f"augment: {'; '.join(done.why)}")
+    return {"kept": list(done.kept)}
 
 
 def _train(work: _Work, out: Path) -> dict[str, Any]:
@@ -215,6 +249,7 @@ def _to_judge_by(work: _Work) -> tuple[EvalReport, Sequence[tuple[Rule, Mapping[
 _STAGES: dict[str, Callable[[_Work, Path], dict[str, Any]]] = {
     "prepare": _prepare,
     "advise": _advise,
+    "augment": _augment,
     "train": _train,
     "evaluate": _evaluate,
     "release": _release,

@@ -15,7 +15,7 @@ from luthier.files import write_atomically
 
 Severity = Literal["reject", "row", "warning"]
 Task = Literal["classification", "answer", "dialogue", "text"]
-Stage = Literal["prepare", "advise", "train", "evaluate", "release"]
+Stage = Literal["prepare", "advise", "augment", "train", "evaluate", "release"]
 Outcome = Literal["PASS", "FAIL", "UNDERPOWERED"]
 
 
@@ -521,6 +521,16 @@ class AdviceReport(Record):
     trials: str = ""
     """The file of the short trials' report; empty where there were none."""
     notes: tuple[str, ...] = ()
+
+
+class KeptAugmentation(Record):
+    """Which augmentations with `keep: if_it_helps` are learned from, and why."""
+
+    kept: tuple[str, ...]
+    left_out: tuple[str, ...]
+    why: tuple[str, ...]
+    trials: str
+    """The file of the trials' report; empty where there were none."""
 
 
 class Check(Record):

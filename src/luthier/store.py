@@ -2,7 +2,7 @@
 
     runs/shop-assistant-1a2b3c/        name, and the hash of recipe and data: one folder, one question
         recipe.yaml                    as it was resolved
-        prepare/ [advise/] train/ evaluate/ release/
+        prepare/ [advise/] [augment/] train/ evaluate/ release/
             record.json                written last: a stage without it is not done
 
 A finished stage never changes. A stage whose inputs have an equal key anywhere in the workspace is linked
@@ -22,7 +22,8 @@ from luthier.files import fresh_folder, sha256_of
 from luthier.records import Artifact, RunRecord, Stage
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
-"""`advise` is done only where a recipe leaves open what is trained."""
+"""`advise` is done only where a recipe leaves open what is trained, `augment` where it leaves open which of the rows
+that are made are learned from."""
 
 
 def artifacts_in(folder: Path, *, skip: tuple[str, ...] = ("record.json",)) -> tuple[Artifact, ...]:

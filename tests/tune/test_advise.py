@@ -15,8 +15,9 @@ from luthier.errors import LuthierError, RunError
 from luthier.progress import Quiet
 from luthier.records import AdviceReport, RunRecord, TrainReport
 from luthier.settings import Auto, Lora, Recipe
-from luthier.tune.advise import _shortened, choose
+from luthier.tune.advise import _shortened
 from luthier.tune.advise_rules import CANDIDATES, FACTS, RULES, AdviceRule, When, judge, markdown
+from luthier.tune.decide import Advisor
 
 AUTO = "model.adapt={method: auto, trials: false}"
 NAMES = {c.name for c in CANDIDATES}
@@ -35,7 +36,7 @@ class Said:
 
 
 def advised(project: Path, *overrides: str, workspace: str = "runs", **given: Any) -> tuple[AdviceReport, Path]:
-    given = {"until": "advise", "advisor": choose, **given}
+    given = {"until": "advise", "advisor": Advisor(), **given}
     run = lifecycle.run(project / "recipe.yaml", overrides=overrides or (AUTO,), workspace=project / workspace, **given)
     return AdviceReport.read(run.folder / "advise" / "advice.json"), run.folder
 
@@ -157,7 +158,7 @@ def test_advice_is_recorded_followed_and_repeats(project: Path, capsys: pytest.C
 def test_advice_of_another_run_changes_what_is_trained_and_nothing_else(project: Path) -> None:
     advised(project)
     said, mine = Said(), (AUTO, "name=second", "release.needs=[human_review]")
-    given = {"workspace": project / "runs", "advisor": choose, "report": said}
+    given = {"workspace": project / "runs", "advisor": Advisor(), "report": said}
     run = lifecycle.run(project / "recipe.yaml", overrides=mine, **given)
     assert any(line.startswith("advise: taken over from tiny-") for line in said.lines)
     assert run.verdict and "human_preference" in run.verdict.model_dump_json()

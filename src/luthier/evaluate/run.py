@@ -48,7 +48,7 @@ from luthier.models import Base, load_model, load_tokenizer
 from luthier.progress import Quiet, Reporter
 from luthier.records import AuditReport, EvalReport, Judged
 from luthier.saved import load_merged
-from luthier.settings import Recipe, Servers, SuiteUse
+from luthier.settings import Recipe, Servers, SuiteUse, left_out
 from luthier.store import folder_hash
 
 
@@ -206,7 +206,7 @@ def _about_servers(recipe: Recipe, base: Base, trained: Path, answers: Path) -> 
 
 
 def _in_training(recipe: Recipe, prepared: Path, tests: Sequence[Conversation]) -> dict[str, float]:
-    trained = list(read_conversations(prepared / "train.jsonl"))
+    trained = list(read_conversations(prepared / "train.jsonl", left_out(recipe.data.augment)))
     return contaminated(tests, trained, recipe.data.split.near_duplicate_similarity)
 
 

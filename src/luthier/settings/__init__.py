@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from luthier.settings.augment import AugmentUse
+from luthier.settings.augment import AugmentUse, left_out, names_of
 from luthier.settings.data import CheckUse, Cleaner, Data, Dedupe, FormatName, Source, Split, source_path
 from luthier.settings.evaluate import Evaluate, Judge, Servers, SuiteUse, check_urls, metric_name
 from luthier.settings.model import (
@@ -40,8 +40,8 @@ __all__ = [
     "HUMAN_PREFERENCE", "WHOLE", "AdaLora", "Adapt", "AugmentUse", "Auto", "Bottleneck", "CheckUse", "Cleaner",
     "Data", "Dedupe", "EarlyStopping", "Evaluate", "FormatName", "Full", "GivenAdapter", "Judge", "Lora", "Model",
     "PTuning", "Partial", "Peft", "Precision", "Prefix", "Prompt", "Quantize", "Recipe", "Release", "Rule",
-    "Section", "Servers", "Source", "Split", "SuiteUse", "Train", "Use", "check_urls", "fingerprint", "located",
-    "metric_name", "source_path",
+    "Section", "Servers", "Source", "Split", "SuiteUse", "Train", "Use", "check_urls", "fingerprint", "left_out",
+    "located", "metric_name", "names_of", "source_path",
 ]  # fmt: skip
 
 

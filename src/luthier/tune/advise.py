@@ -44,7 +44,7 @@ from luthier.tune.advise_facts import measure
 from luthier.tune.advise_rules import CANDIDATES, RULES, judge
 from luthier.tune.advise_trial import Measured, gradient, trial_step
 from luthier.tune.shop import stopped
-from luthier.tune.variants import BASELINE
+from luthier.tune.variants import BASELINE, augmented_by
 
 SAMPLED_STEPS = 24
 """Of the first epoch: by them the run's time is told, and the largest micro-batch found."""
@@ -345,13 +345,14 @@ def _try(
         notes.append("no trials: one candidate is left")
         return list(first), ""
     baseline, *others = first
+    surely = [use for use in recipe.data.augment if use.keep == "always"]
     try:
         found, path = trials.trials(
             run,
             {a.name: a.settings for a in others},
             seeds=1,
             rungs=trials.halving(RUNGS),
-            overrides=(*baseline.settings, *_shortened(recipe)),
+            overrides=(*baseline.settings, *_shortened(recipe), augmented_by(surely)),
             judged=False,
             workspace=workspace,
             report=report,

@@ -5,16 +5,19 @@ All problems of all variants are said at once. Knows nothing of how they are tra
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from luthier import recipe as recipes
 from luthier.errors import Problem, RecipeError, RunError
-from luthier.settings import Recipe, fingerprint
+from luthier.settings import AugmentUse, Recipe, fingerprint
 
 BASELINE = "baseline"
 FIXED = ("name", "seed", "data", "model.base", "evaluate", "release")
 """Settings that decide what is asked, and of whom: variants that differ in them cannot be compared pair by pair."""
+FREE = ("data.augment",)
+"""Rows are made of the training side alone: `data.augment` decides what is learned from, and nothing that is asked."""
 
 Variants = Mapping[str, Sequence[str]]
 """Name -> settings, `model.adapt.rank=8`."""
@@ -30,9 +33,10 @@ def check_variants(recipe: Recipe, variants: Variants, origin: Path) -> tuple[di
         where = f"variant '{name}'"
         if name == BASELINE:
             problems.append(Problem("LU-U032", where, "is the name of the recipe itself", "give it another"))
-        fixed = [s for s in settings if any(_within(s.partition("=")[0], f) for f in FIXED)]
+        fixed = [s for s in settings if _is_fixed(s.partition("=")[0])]
         if fixed:
-            advice = f"what may vary is all but {', '.join(FIXED)}; --set changes those for all variants"
+            may_not = f"what may vary is all but {', '.join(FIXED)}, and {', '.join(FREE)}"
+            advice = f"{may_not}; --set changes those for all variants"
             problems += [Problem("LU-U031", where, f"'{s}' would change what is compared", advice) for s in fixed]
             continue
         try:
@@ -54,6 +58,16 @@ def check_variants(recipe: Recipe, variants: Variants, origin: Path) -> tuple[di
         found = "no variant differs from the recipe: nothing to compare it with"
         raise RunError.of("LU-U030", "variants", found, "--vary model.adapt.rank=4,16, or --variant name:setting=value")
     return kept, notes
+
+
+def augmented_by(uses: Sequence[AugmentUse]) -> str:
+    """The setting by which a variant learns from the rows of these augmentations, and of no other."""
+    rows = [{**use.model_dump(mode="json", exclude_defaults=True), "use": use.use, "keep": "always"} for use in uses]
+    return f"data.augment={json.dumps(rows)}"
+
+
+def _is_fixed(key: str) -> bool:
+    return not any(f"{key}.".startswith(f"{free}.") for free in FREE) and any(_within(key, fixed) for fixed in FIXED)
 
 
 def _within(key: str, fixed: str) -> bool:

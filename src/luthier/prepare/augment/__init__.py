@@ -27,7 +27,7 @@ from luthier.prepare.augment.filters import Candidate, filters, row_key
 from luthier.prepare.rows import Item
 from luthier.progress import Reporter
 from luthier.records import Augmentation, Rewritten
-from luthier.settings import AugmentUse
+from luthier.settings import AugmentUse, names_of
 
 SAMPLES = 5
 """Pairs of old and new that a record shows of each method."""
@@ -62,7 +62,7 @@ def opened(uses: Sequence[AugmentUse], folder: Path, seed: int, labelled: bool) 
     """
     with ExitStack() as stack:
         methods = []
-        for use, name in zip(uses, _names(uses), strict=True):
+        for use, name in zip(uses, names_of(uses), strict=True):
             with _blaming(name):
                 made = _made(use, name, folder, seed, labelled)
                 if isinstance(made, AbstractContextManager):
@@ -166,15 +166,6 @@ def rng_of(seed: int, method: str, id_: str) -> Random:
 def _number(key: str) -> int:
     """Even over 64 bits, and the same everywhere."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-
-
-def _names(uses: Sequence[AugmentUse]) -> list[str]:
-    """As the recipe names them; a method's second use is another one, with draws of its own."""
-    names: list[str] = []
-    for use in uses:
-        n = sum(name.partition(" ")[0] == use.use for name in names)
-        names.append(f"{use.use} {n + 1}" if n else use.use)
-    return names
 
 
 # -- methods ---------------------------------------------------------------------------------------------
