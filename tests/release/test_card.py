@@ -9,6 +9,7 @@ import pytest
 from evidence import FAILED, HOSTILE, PASSES, evaluation, everything, hostile, measured, recipe
 from ruamel.yaml import YAML
 
+from luthier.records import KeptAugmentation
 from luthier.release.card import fence, inline, model_card, worst_slices
 from luthier.release.provenance import ANNEX_XI
 
@@ -78,6 +79,8 @@ def test_rows_that_were_made_are_named_as_such():
     card = model_card(PASSES)
     made = card[card.index("Rows that were made of training rows") :]
     assert "| contextual | 90 | 61 | 27 meaning too far; 2 no reply |" in made
+    kept = KeptAugmentation(kept=(), left_out=("contextual",), why=("nothing is kept",), trials="")
+    assert "not learned from: contextual, because" in model_card(replace(PASSES, kept=kept))
 
 
 def test_full_fine_tuning_loads_without_peft():

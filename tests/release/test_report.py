@@ -24,6 +24,7 @@ from evidence import (
 )
 
 from luthier.page import words
+from luthier.records import KeptAugmentation
 from luthier.release import wording
 from luthier.release.evidence import (
     GENERAL,
@@ -117,6 +118,9 @@ def test_what_was_made_is_counted_and_shown_beside_what_it_was_made_of():
     page = report_html(PASSES)
     for told in ("27 meaning too far", "15,120 prompt, 4,031 reply", "Where is my order?", "Has my order left?"):
         assert told in page
+    kept = KeptAugmentation(kept=(), left_out=("contextual",), why=("contextual: better by -0.1",), trials="")
+    told = report_html(replace(PASSES, kept=kept))
+    assert "Made and left out: contextual" in told and "contextual: better by −0.1." in told
     assert "Rows that were made" not in report_html(
         replace(PASSES, audit=PASSES.audit.model_copy(update={"augmentation": ()}))
     )

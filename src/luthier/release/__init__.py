@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.records import AuditReport, Comparison, EvalReport, TrainReport, Verdict
+from luthier.records import AuditReport, Comparison, EvalReport, KeptAugmentation, TrainReport, Verdict
 from luthier.release.card import model_card
 from luthier.release.evidence import Evidence
 from luthier.release.gate import judge, judge_rule
@@ -58,6 +58,7 @@ def release(
         artifacts={f"release/{a.path}": a.sha256 for a in artifacts_in(out)},
         licences=stated_licences(recipe, Path(json.loads((run / "run.json").read_text())["origin"])),
         base_licence=base.licence,
+        kept=KeptAugmentation.read(decided) if (decided := run / "augment" / "kept.json").is_file() else None,
     )
     (out / "report.json").write_text(
         json.dumps(report_json(evidence), indent=1, allow_nan=False) + "\n", encoding="utf-8"

@@ -18,6 +18,7 @@ from luthier.records import (
     DiscoveredSlice,
     EvalReport,
     Judged,
+    KeptAugmentation,
     Outcome,
     SuiteReport,
     TrainReport,
@@ -63,6 +64,8 @@ class Evidence:
     """See `provenance.stated_licences`."""
     base_licence: str = ""
     """See `models.Base`."""
+    kept: KeptAugmentation | None = None
+    """What was decided of augmentations with `keep: if_it_helps`; None where there were none."""
 
 
 @dataclass(frozen=True, slots=True)
