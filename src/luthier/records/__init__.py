@@ -1,0 +1,85 @@
+"""Records: what every stage leaves on disk. Frozen, JSON, each naming its parents and hashes.
+
+A record knows nothing of how it came about; the rooms fill it in and `release/` reads it.
+"""
+
+from luthier.records.data import (
+    AuditReport,
+    Augmentation,
+    Checked,
+    Cleaned,
+    FactTable,
+    Finding,
+    Histogram,
+    Rewritten,
+    Severity,
+    Step,
+    Task,
+    WorthALook,
+)
+from luthier.records.evaluation import (
+    Comparison,
+    CoverageReport,
+    DiscoveredSlice,
+    EvalReport,
+    Judged,
+    Outcome,
+    Region,
+    ReliabilityBin,
+    RuleResult,
+    SuiteReport,
+    Verdict,
+)
+from luthier.records.record import Artifact, Record, RunRecord, Stage
+from luthier.records.training import Check, Given, TrainReport
+from luthier.records.tuning import (
+    AdviceReport,
+    Advised,
+    CurvePoint,
+    KeptAugmentation,
+    LearningCurve,
+    TrialRun,
+    TrialsReport,
+    VariantResult,
+)
+
+__all__ = [
+    "AdviceReport",
+    "Advised",
+    "Artifact",
+    "AuditReport",
+    "Augmentation",
+    "Check",
+    "Checked",
+    "Cleaned",
+    "Comparison",
+    "CoverageReport",
+    "CurvePoint",
+    "DiscoveredSlice",
+    "EvalReport",
+    "FactTable",
+    "Finding",
+    "Given",
+    "Histogram",
+    "Judged",
+    "KeptAugmentation",
+    "LearningCurve",
+    "Outcome",
+    "Record",
+    "Region",
+    "ReliabilityBin",
+    "Rewritten",
+    "RuleResult",
+    "RunRecord",
+    "Severity",
+    "Stage",
+    "Step",
+    "SuiteReport",
+    "Task",
+    "TrainReport",
+    "TrialRun",
+    "TrialsReport",
+    "VariantResult",
+    "Verdict",
+    "WorthALook",
+]
