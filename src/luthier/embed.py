@@ -39,18 +39,19 @@ def available() -> bool:
     return importlib.util.find_spec(PACKAGE) is not None
 
 
-def embed(texts: Sequence[str]) -> Vectors:
+def embed(texts: Sequence[str], *, remember: bool = True) -> Vectors:
     """(n, D) vectors of length 1, in the texts' order; a text without letters has one too.
 
     The mean of the last layer over all tokens, as the model's authors pool it; for up to 256 tokens it is what
-    sentence-transformers gives. Texts are batched by length and remembered.
+    sentence-transformers gives. Texts are batched by length and remembered, unless there are too many for that.
 
     Raises ModelError LU-M002 where the model's package is not installed.
     """
-    new = sorted({text for text in texts if text not in _known}, key=len)
+    known = _known if remember else {}
+    new = sorted({text for text in texts if text not in known}, key=len)
     if new:
-        _known.update(zip(new, _pooled(new), strict=True))
-    return np.stack([_known[text] for text in texts]) if texts else np.zeros((0, 384), dtype=np.float32)
+        known.update(zip(new, _pooled(new), strict=True))
+    return np.stack([known[text] for text in texts]) if texts else np.zeros((0, 384), dtype=np.float32)
 
 
 @cache

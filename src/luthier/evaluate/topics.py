@@ -1,9 +1,6 @@
 """Topics: groups of texts that speak of like things, found without labels, named by their commonest own words.
 
-Spherical k-means (Dhillon & Modha 2001) on sentence embeddings. A topic is a convenience of looking, no fact of the
-world: another seed draws other borders. Knows nothing of tests, requests or models.
-
-Shapes: n texts, D dimensions, k topics.
+Clusters of sentence embeddings. Knows nothing of tests, requests or models.
 """
 
 from __future__ import annotations
@@ -13,11 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from luthier.clusters import k_means
 from luthier.embed import embed
 from luthier.evaluate.metrics.text import words
-from luthier.metric import Floats
 
-STARTS, ROUNDS = 4, 30
 NAME_WORDS = 3
 
 
@@ -26,32 +22,11 @@ def topics(texts: Sequence[str], k: int, seed: int) -> tuple[list[int], list[str
 
     Raises ModelError LU-M002 where the embeddings' package is not installed.
     """
-    vectors, rng = embed(texts).astype(np.float64), np.random.default_rng(seed)
-    found = min((_k_means(vectors, k, rng) for _ in range(STARTS)), key=lambda one: one[0])[1]
+    found = k_means(embed(texts).astype(np.float64), k, np.random.default_rng(seed))[0].tolist()
     used = sorted(set(found))
     of_text = [used.index(topic) for topic in found]
     bags = [set(words(text)) for text in texts]
     return of_text, [_name(bags, [t == i for t in of_text]) for i in range(len(used))]
-
-
-def _k_means(vectors: Floats, k: int, rng: np.random.Generator) -> tuple[float, list[int]]:
-    """Loss, and the centre of each vector, by cosine; starts are drawn far from each other (k-means++)."""
-    centres = vectors[[int(rng.integers(len(vectors)))]]
-    while len(centres) < k:
-        far = np.maximum(0.0, 1 - (vectors @ centres.T).max(axis=1))
-        if far.sum() <= 1e-6:
-            break  # every text equals a centre
-        centres = np.vstack([centres, vectors[rng.choice(len(vectors), p=far / far.sum())]])
-    nearest = np.full(len(vectors), -1)
-    for _ in range(ROUNDS):
-        before, nearest = nearest, (vectors @ centres.T).argmax(axis=1)
-        if (before == nearest).all():
-            break
-        sums = np.zeros_like(centres)
-        np.add.at(sums, nearest, vectors)
-        norms = np.linalg.norm(sums, axis=1, keepdims=True)
-        centres = np.where(norms > 0, sums / np.maximum(norms, 1e-12), centres)
-    return float(1 - (vectors @ centres.T).max(axis=1).mean()), nearest.tolist()
 
 
 def _name(bags: Sequence[set[str]], inside: Sequence[bool]) -> str:

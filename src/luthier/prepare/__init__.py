@@ -30,7 +30,7 @@ from luthier.prepare.reading import Encoder, Reading, encoded_item
 from luthier.prepare.rows import Item
 from luthier.prepare.sources import find_files
 from luthier.prepare.split import limit, split
-from luthier.prepare.table import Numbers, Rows
+from luthier.prepare.table import NO_SIDE, Numbers, Rows
 from luthier.progress import Quiet, Reporter
 from luthier.records import AuditReport, Augmentation, Checked, Cleaned, Histogram, Rewritten, WorthALook
 from luthier.settings import Data, Dedupe, Recipe
@@ -77,7 +77,7 @@ def _prepare(
         numbers = _dedupe(rows, numbers, labelled, data, audit)
         numbers = _split(rows, numbers, recipe, audit)
         notice(rows, numbers, data.split.near_duplicate_similarity, recipe.model.new_tokens, audit)
-        looked = Looked(rows, numbers, labelled, recipe.seed, folder)
+        looked = Looked(rows, numbers, labelled, recipe.seed, folder, cleaning)
         checked = look(looked, data.checks, audit, cleaning.hiding.text)
         made, records = _augment(rows, numbers, methods, recipe, labelled, encoder, audit, report)
     for side in SIDES:
@@ -113,7 +113,9 @@ def _dedupe(rows: Rows, numbers: Numbers, labelled: bool, data: Data, audit: Aud
 
 def _split(rows: Rows, numbers: Numbers, recipe: Recipe, audit: Audit) -> Numbers:
     audit.notes += split(rows, numbers, recipe.data.split, recipe.seed)
-    audit.step("split", len(numbers), len(numbers))
+    n = len(numbers)
+    numbers = numbers[rows.side[numbers] != NO_SIDE]
+    audit.step("split", n, len(numbers), {"newer than the side of their group": n - len(numbers)})
     if recipe.data.limit:
         n = len(numbers)
         numbers, dropped = limit(rows, numbers, recipe.data.limit, recipe.seed)

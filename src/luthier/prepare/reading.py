@@ -22,6 +22,7 @@ from luthier.prepare.rows import Fault, Item, Row, Warn
 from luthier.prepare.sources import SIDE_NAMES, DataFile
 from luthier.prepare.symptoms import damaged, personal
 from luthier.prepare.table import Rows
+from luthier.prepare.when import OLDEST, time_of
 from luthier.settings import Data, Source
 
 REWRITTEN = "LU-D055"
@@ -191,6 +192,7 @@ def _understood(
         personal(conversation, data.personal_data, warn)
         stage = "understand"
         conversation = _in_family(conversation, data.split.by)
+        _check_time(conversation, data.split.time, side)
     except Fault as fault:
         return Faulty(row, fault, stage)
     damaged(conversation, warn)
@@ -257,6 +259,12 @@ def _in_family(conversation: Conversation, by: str) -> Conversation:
     return conversation.model_copy(update={"family": f"{by}={conversation.tags[by]}"})
 
 
+def _check_time(conversation: Conversation, column: str | None, side: Side | None) -> None:
+    """With `time: column`, a row of no given side has a time. Raises Fault LU-D025, LU-D058."""
+    if column and time_of(conversation, column) == OLDEST and side is None:
+        raise Fault("LU-D025", column, "the column to split by is missing or empty", "fill it in, or split by row")
+
+
 def _tags(shapes: Iterable[Shape], data: Data) -> list[str]:
     """The columns that become tags. Raises DataError LU-D102 where the recipe names one that does not."""
     shapes = [shape for shape in shapes if shape.columns]
@@ -266,6 +274,10 @@ def _tags(shapes: Iterable[Shape], data: Data) -> list[str]:
     tags = sorted(set[str]().union(*(shape.columns - shape.format.columns for shape in shapes)))
     named = [("data.slices", one) for one in data.slices]
     named += [("data.split.by", data.split.by)] if data.split.by not in ("given", "row") else []
+    named += [("data.split.time", data.split.time)] if data.split.time else []
+    labelled = any(shape.format.name == "classification" for shape in shapes)
+    if (stratify := data.split.stratify) and not (labelled and stratify == "label"):
+        named.append(("data.split.stratify", stratify))
     for where, name in named:
         if name not in tags:
             found = (

@@ -59,11 +59,31 @@ class Split(Section):
     """As `valid_fraction`, for the test side."""
     near_duplicate_similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Prompts at least this similar stay on one side, or are reported as leakage where sides are given."""
+    cluster: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Prompts whose sentence embeddings have at least this cosine stay on one side too, as paraphrases do."""
+    stratify: str | None = None
+    """`label`, or a column: each of its values has the same share of validation and test as of all rows."""
+    time: str | None = None
+    """A column of dates, times or numbers: the newest rows test, those before them validate, the oldest train."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Divide into so many test sides, of which `fold` says the one of this run; `test_fraction` is not read then."""
+    fold: Annotated[int, Field(ge=0)] | None = None
+    """From 0 to `folds` - 1."""
 
     @model_validator(mode="after")
-    def _leaves_something_to_train(self) -> Split:
-        if self.valid_fraction + self.test_fraction >= 1:
-            raise ValueError("valid_fraction and test_fraction leave nothing to train on")
+    def _fits_together(self) -> Split:
+        if (self.folds is None) != (self.fold is None):
+            raise ValueError("folds says into how many test sides, and fold which one is this run's: set both")
+        if self.folds is not None and self.fold is not None and self.fold >= self.folds:
+            raise ValueError(f"fold is {self.fold}: {self.folds} folds are counted from 0 to {self.folds - 1}")
+        given = "by: given" if self.by == "given" else ""
+        if self.time and (other := given or ("stratify" if self.stratify else "folds" if self.folds else "")):
+            raise ValueError(f"time says each row's side, and so does {other}: set one of them")
+        if self.folds and given:
+            raise ValueError("folds says each row's side, and so does by: given: set one of them")
+        if self.valid_fraction + (1 / self.folds if self.folds else self.test_fraction) >= 1:
+            test = "folds" if self.folds else "test_fraction"
+            raise ValueError(f"valid_fraction and {test} leave nothing to train on")
         return self
 
 

@@ -73,9 +73,8 @@ def make_nest(recipe: Recipe, origin: Path, prepared: Path, workspace: Path, hel
     train = [c for c in read_conversations(prepared / "prepare" / "train.jsonl") if c.made_by is None]
     tested = {_kind(c, audit) for c in read_conversations(prepared / "prepare" / "test.jsonl")}
     learned_only = [c for c in train if _kind(c, audit) not in tested]
-    how = recipe.data.split.model_copy(
-        update={"valid_fraction": recipe.data.split.valid_fraction or VALID_FRACTION, "test_fraction": held_out}
-    )
+    fractions = {"valid_fraction": recipe.data.split.valid_fraction or VALID_FRACTION, "test_fraction": held_out}
+    how = recipe.data.split.model_copy(update=_NO_FOLDS | fractions)
     first = _draw([c for c in train if _kind(c, audit) in tested], how, recipe.seed)
     halves = _draw(first["test"], how.model_copy(update={"valid_fraction": 0.0, "test_fraction": 0.5}), recipe.seed)
     parts = {"train": first["train"] + learned_only, "validation": first["validation"]}
@@ -132,10 +131,14 @@ _ROWS: dict[str, Any] = {
 """What has been done to the rows already."""
 
 
+_NO_FOLDS: dict[str, Any] = {"folds": None, "fold": None}
+"""The test side of the recipe's fold is not among the rows."""
+
+
 def _given(recipe: Recipe) -> Split:
     """All sides are given; a column that makes families goes on doing so."""
     by = "row" if recipe.data.split.by == "given" else recipe.data.split.by
-    return recipe.data.split.model_copy(update={"by": by, "valid_fraction": 0.0, "test_fraction": 0.0})
+    return recipe.data.split.model_copy(update=_NO_FOLDS | {"by": by, "valid_fraction": 0.0, "test_fraction": 0.0})
 
 
 def _draw(conversations: Sequence[Conversation], how: Split, seed: int) -> dict[Side, list[Conversation]]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from numpy.typing import NDArray
 from luthier.conversation import SIDES, Conversation, Side
 from luthier.prepare.table import Numbers, Rows
 from luthier.records import FactTable
+
+if TYPE_CHECKING:
+    from luthier.prepare.clean import Cleaning
 
 OWN = "LU-D169"
 
@@ -42,6 +45,8 @@ class Looked:
     seed: int
     folder: Path
     """The recipe's."""
+    cleaning: Cleaning | None = None
+    """What was done to the rows, for texts that they are compared with."""
 
     def __len__(self) -> int:
         return len(self.numbers)
