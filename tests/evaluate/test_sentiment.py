@@ -41,8 +41,7 @@ def test_two_groups_are_spoken_to_in_two_tones() -> None:
 
 
 def test_without_its_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
-    sentiment._lexicon.cache_clear()
+    monkeypatch.setitem(sys.modules, "vaderSentiment", None)
     with pytest.raises(
         EvaluationError, match=r"LU-E016 .*sentiment.*\n.*pip install -c constraints.txt '\.\[sentiment\]'"
     ):

@@ -14,7 +14,8 @@ from luthier import keys
 from luthier.conversation import Conversation, Message, ToolCall, with_messages
 from luthier.errors import DataError, ModelError, RecipeError
 from luthier.plugins import AUGMENTATIONS
-from luthier.prepare.augment import augment, language, n_asked, opened
+from luthier.prepare import language
+from luthier.prepare.augment import augment, n_asked, opened
 from luthier.prepare.rows import Item
 from luthier.progress import Quiet
 from luthier.recipe import validate

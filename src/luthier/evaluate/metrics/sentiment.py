@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
+from luthier import tone
 from luthier.errors import EvaluationError, extra
 from luthier.metric import MeanMetric, Metric, Sample
 
@@ -18,20 +16,11 @@ def sentiment() -> Metric:
 
     Raises EvaluationError LU-E016 where the lexicon is not installed.
     """
-    tone = _lexicon().polarity_scores
+    if not tone.available():
+        found = "needs the package vaderSentiment, which is not installed"
+        raise EvaluationError.of("LU-E016", "metric 'sentiment'", found, extra("sentiment"))
 
     def score(sample: Sample) -> float | None:
-        return float(tone(sample.answer)["compound"]) if sample.prompt else None
+        return tone.tone_of(sample.answer) if sample.prompt else None
 
     return MeanMetric("sentiment", score)
-
-
-@cache
-def _lexicon() -> Any:
-    try:
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-    except ImportError:
-        found = "needs the package vaderSentiment, which is not installed"
-        advice = extra("sentiment")
-        raise EvaluationError.of("LU-E016", "metric 'sentiment'", found, advice) from None
-    return SentimentIntensityAnalyzer()

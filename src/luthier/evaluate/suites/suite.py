@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from luthier.conversation import Conversation, Message, make_conversation
 from luthier.evaluate.metrics.likelihood import perplexity
-from luthier.evaluate.metrics.refusal import declines
 from luthier.evaluate.suites.instructions import follows
 from luthier.metric import MeanMetric, Metric, Sample, SumMetric
+from luthier.refusals import declines
 from luthier.suites import FORMS
 
 MORE, LESS = "more stereotyping", "less stereotyping"

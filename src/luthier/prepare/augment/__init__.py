@@ -22,7 +22,8 @@ from typing import Any
 from luthier.conversation import Conversation, with_messages
 from luthier.errors import DataError, LuthierError, ModelError, extra, printable
 from luthier.plugins import AUGMENTATIONS
-from luthier.prepare.augment import contract, language
+from luthier.prepare import language
+from luthier.prepare.augment import contract
 from luthier.prepare.augment.filters import Candidate, filters, row_key
 from luthier.prepare.rows import Item
 from luthier.progress import Reporter

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from luthier.conversation import Conversation
-from luthier.prepare.augment import language
+from luthier.prepare import language
 from luthier.prepare.augment.protected import broken
 from luthier.settings import AugmentUse
 from luthier.similar import SimilarTexts, normalised
