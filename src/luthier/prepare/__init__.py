@@ -5,12 +5,9 @@ Read `prepare` from top to bottom: each line is one step, and each step is a mod
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-
-import numpy as np
 
 from luthier.conversation import SIDES, Conversation, write_conversations
 from luthier.errors import DataError, printable
@@ -22,21 +19,17 @@ from luthier.prepare.checks.contract import Looked
 from luthier.prepare.clean import Cleaning
 from luthier.prepare.dedupe import dedupe
 from luthier.prepare.derive import derive
-from luthier.prepare.detect import task_of
-from luthier.prepare.formats import Format
 from luthier.prepare.noticed import notice
 from luthier.prepare.page import data_page
 from luthier.prepare.reading import Encoder, Reading, encoded_item
 from luthier.prepare.rows import Item
 from luthier.prepare.sources import find_files
 from luthier.prepare.split import limit, split
+from luthier.prepare.summary import report_of, sample_of
 from luthier.prepare.table import NO_SIDE, Numbers, Rows
 from luthier.progress import Quiet, Reporter
-from luthier.records import AuditReport, Augmentation, Checked, Cleaned, Histogram, Rewritten, WorthALook
+from luthier.records import AuditReport, Augmentation
 from luthier.settings import Data, Dedupe, Recipe
-
-SHOWN_ROWS = 5
-"""On the data page."""
 
 __all__ = ["derive", "prepare"]
 
@@ -84,9 +77,9 @@ def _prepare(
         new = [item.conversation for item in made] if side == "train" else []
         write_conversations(out / f"{side}.jsonl", chain(rows.each(rows.on(side, numbers)), new))
     assert len(numbers) + len(made) == audit.steps[-1].n_out
-    audited = _report(format, rows, numbers, made, records, checked, audit, hashes, cleaning)
+    audited = report_of(format, rows, numbers, made, records, checked, audit, hashes, cleaning)
     audited.write(out / "audit.json")
-    drawn = [_shown(c, cleaning) for c in _sample(rows, rows.on("train", numbers), recipe.seed)]
+    drawn = sample_of(rows, rows.on("train", numbers), recipe.seed, cleaning)
     (out / "data.html").write_text(data_page(recipe.name, audited, drawn), encoding="utf-8")
     return audited
 
@@ -159,84 +152,3 @@ def _augment(
     counts = {f"by {record.method}": record.made for record in records}
     audit.step("augment", len(numbers), len(numbers) + len(made), made=counts)
     return made, records
-
-
-def _report(
-    format: Format,
-    rows: Rows,
-    numbers: Numbers,
-    made: list[Item],
-    augmentation: tuple[Augmentation, ...],
-    checked: tuple[tuple[Checked, ...], tuple[WorthALook, ...]],
-    audit: Audit,
-    hashes: dict[str, str],
-    cleaning: Cleaning,
-) -> AuditReport:
-    labels = {c.answer for c in rows.each(numbers) if c.prompt} if format.name == "classification" else set()
-    return AuditReport(
-        task=task_of(format, bool(rows.has_several_answers[numbers].any())),
-        labels=tuple(sorted(labels)),
-        format=format.name,
-        fields=format.fields,
-        steps=tuple(audit.steps),
-        sides={side: len(rows.on(side, numbers)) + (len(made) if side == "train" else 0) for side in SIDES},
-        counts=dict(sorted(audit.counts.items())),
-        findings=tuple(audit.findings),
-        tokens=_tokens(rows, rows.on("train", numbers), made),
-        lengths=_lengths(rows, numbers),
-        augmentation=tuple(_hidden(one, cleaning) for one in augmentation),
-        hashes=hashes,
-        cleaning=cleaning.done(),
-        checks=checked[0],
-        worth_a_look=checked[1],
-        notes=(*map(_told, cleaning.done()), *map(cleaning.hiding.text, audit.notes)),
-    )
-
-
-def _told(done: Cleaned) -> str:
-    before, after = done.characters
-    counted = "".join(f"; {n:,} {what}" for what, n in done.counts.items())
-    changed = f"{done.cleaner} changed {done.texts:,} texts of {done.rows:,} rows"
-    return f"{changed}: {before:,} characters became {after:,}{counted}"
-
-
-def _hidden(augmentation: Augmentation, cleaning: Cleaning) -> Augmentation:
-    """With samples that show no personal data."""
-    hide = cleaning.hiding.text
-    samples = [Rewritten(source=s.source, before=hide(s.before), after=hide(s.after)) for s in augmentation.samples]
-    return augmentation.model_copy(update={"samples": tuple(samples)})
-
-
-def _sample(rows: Rows, train: Numbers, seed: int) -> list[Conversation]:
-    drawn = np.random.default_rng(seed).permutation(train)[:SHOWN_ROWS]
-    return list(rows.each(np.sort(drawn)))
-
-
-def _shown(conversation: Conversation, cleaning: Cleaning) -> Conversation:
-    """Without personal data."""
-    hide = cleaning.hiding
-    messages = [m.model_copy(update={"content": hide.text(m.text), "tool_calls": ()}) for m in conversation.messages]
-    tags = hide.value(conversation.tags)
-    return conversation.model_copy(update={"messages": tuple(messages), "tags": tags})
-
-
-def _lengths(rows: Rows, numbers: Numbers) -> tuple[Histogram, ...]:
-    found = []
-    for name, lengths in (("tokens of a row", rows.n_tokens), ("learned tokens of a row", rows.n_learned)):
-        longest = int(lengths[numbers].max(initial=0))
-        halves = math.ceil(2 * math.log2(longest + 1)) if longest else 1
-        edges = np.unique(np.round(2 ** (np.arange(halves + 1) / 2)).astype(np.int64))
-        edges = edges[max(np.searchsorted(edges, lengths[numbers].min(initial=longest), "right") - 1, 0) :]
-        counts = {str(s): tuple(np.histogram(lengths[rows.on(s, numbers)], edges)[0].tolist()) for s in SIDES}
-        found.append(Histogram(name=name, edges=tuple(edges.tolist()), counts=counts))
-    return tuple(found)
-
-
-def _tokens(rows: Rows, train: Numbers, made: list[Item]) -> dict[str, float]:
-    n_tokens = np.append(rows.n_tokens[train], [item.n_tokens for item in made]).astype(np.int64)
-    return {
-        "n_tokens": int(n_tokens.sum()),
-        "n_learned": int(rows.n_learned[train].sum()) + sum(item.n_learned for item in made),
-        "longest": int(n_tokens.max(initial=0)),
-        "mean": float(n_tokens.mean()) if len(n_tokens) else 0.0,
-    }
