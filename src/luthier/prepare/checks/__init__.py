@@ -88,7 +88,11 @@ def _tell(found: Found, looked: Looked, audit: Audit) -> None:
     def tell(suspect: Suspect) -> tuple[str, str, str]:
         return looked.rows[int(looked.numbers[suspect.place])].source, suspect.why, found.advice
 
-    audit.warn_each(found.code, sorted(found.suspects, key=lambda s: (-s.score, s.place)), tell)
+    by_code = defaultdict[str, list[Suspect]](list)
+    for suspect in sorted(found.suspects, key=lambda s: (-s.score, s.place)):
+        by_code[suspect.code or found.code].append(suspect)
+    for code, suspects in by_code.items():
+        audit.warn_each(code, suspects, tell)
 
 
 def _ranked(

@@ -81,6 +81,8 @@ class Suspect(NamedTuple):
     """From 0 to 1: how sure it is that the row is what the check looks for."""
     why: str
     """Of the row; texts that it quotes are hidden where they hold personal data."""
+    code: str = ""
+    """Its own, where it is a finding of another kind than `Found.code` says."""
 
 
 @dataclass(frozen=True, slots=True)
