@@ -44,6 +44,15 @@ def decimals_for(width: float, significant: int = 2) -> int:
     return min(max(significant - 1 - math.floor(math.log10(width)), 0), 8) if width else 3
 
 
+def fact(value: str | int | float | None) -> str:
+    """A cell of a table of facts: `1,234`, `0.0009`; a dash for none."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    return (f"{value:,}" if isinstance(value, int) else f"{value:.3g}").replace("-", "−")
+
+
 def percent(fraction: float) -> str:
     """`95 %`, `3.5 %`: at most three significant digits; the space does not break."""
     return f"{fraction * 100:.3g}\xa0%"
