@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from luthier.errors import printable
+from luthier.page import words
 from luthier.records import AdviceReport, AuditReport, Comparison, EvalReport, LearningCurve, RunRecord, TrialsReport
 from luthier.settings import Recipe
 
@@ -209,9 +210,7 @@ def _checks(report: AuditReport) -> None:
         for facts in check.tables:
             table = Table(*map(escape, facts.columns), title=escape(facts.title), title_justify="left")
             for row in facts.rows[:N_FACTS]:
-                table.add_row(
-                    *("" if c is None else escape(f"{c:.3g}" if isinstance(c, float) else str(c)) for c in row)
-                )
+                table.add_row(*(escape(words.fact(cell)) for cell in row))
             console.print(table)
             if len(facts.rows) > N_FACTS:
                 console.print(f"  {len(facts.rows) - N_FACTS} more rows: --page FILE shows them")

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from luthier.page import words
 from luthier.page.plots import Bars, histogram
 from luthier.records import AuditReport
 
@@ -48,6 +49,11 @@ def test_no_text_becomes_markup_and_no_personal_data_is_shown(tmp_path: Path) ->
     assert "ann@shop" in json.dumps(
         [row.messages[0].content for row in run(tmp_path, sources=[{"path": "data.jsonl"}]).all()]
     )
+
+
+def test_facts_are_told_shortly() -> None:
+    told = [words.fact(value) for value in (1234, 0.00091234, -0.5, "a-b", None, 3e-9)]
+    assert told == ["1,234", "0.000912", "−0.5", "a-b", "–", "3e−09"]
 
 
 def test_a_histogram_draws_shares() -> None:
