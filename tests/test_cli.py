@@ -82,6 +82,11 @@ def test_check_trains_nothing_and_shows_the_mask(project: Path) -> None:
     assert "tokens are learned" in shown and "steps" in shown
     assert not (project / "runs").exists()
     assert {"audit", "steps"} == last_line(luthier("check", "recipe.yaml", "--json", cwd=project)).keys()
+    for where in ("nowhere/data.html", "."):
+        wrong = luthier("check", "recipe.yaml", "--page", where, cwd=project, code=2)
+        assert "names a file in a folder that is there" in wrong.stderr
+    luthier("check", "recipe.yaml", "--no-mask", "--page", "data.html", cwd=project)
+    assert "rows read" in (project / "data.html").read_text()
 
 
 def test_a_mistake_is_said_with_its_place_and_exit_code_2(project: Path) -> None:

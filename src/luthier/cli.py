@@ -161,6 +161,8 @@ def check(
 
     from luthier import lifecycle, show
 
+    if page and (page.is_dir() or not page.parent.is_dir()):
+        raise typer.BadParameter(f"--page names a file in a folder that is there, found {page}")
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         recipe, base, audit = lifecycle.check(
