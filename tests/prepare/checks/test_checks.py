@@ -91,3 +91,25 @@ def test_those_that_ship_are_named_in_a_recipe_and_hide_personal_data(tmp_path: 
     assert [c.check for c in report.checks] == ["language", "groups", "triggers", "templates", "toxicity"]
     assert [len(c.tables) for c in report.checks] == [1, 2, 0, 2, 1] and not report.worth_a_look
     assert "ann@shop" not in json.dumps(report.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        {"use": "labels", "folds": 1},
+        {"use": "labels", "rows": 0},
+        {"use": "language", "rare": -0.1},
+        {"use": "outliers", "most": 2},
+        {"use": "same_meaning", "least": 5},
+        {"use": "triggers", "pure": 2},
+        {"use": "templates", "most": -1},
+        {"use": "groups", "confidence": 1},
+        {"use": "toxicity", "least": 7},
+        {"use": "eval_overlap", "sets": "a.jsonl"},
+        {"use": "coverage", "requests": "a.txt", "near": 1.0},
+    ],
+    ids=str,
+)
+def test_a_value_out_of_bounds_is_an_error_when_the_recipe_loads(folder: Path, use: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match="LU-R012"):
+        checked(folder, use)

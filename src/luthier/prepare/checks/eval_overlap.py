@@ -24,6 +24,7 @@ from luthier.prepare.sources import find_files
 from luthier.prepare.table import firsts
 from luthier.records import FactTable
 from luthier.settings import Source
+from luthier.settings.section import Count
 
 CODE = "LU-D180"
 LONG, SHORT = 13, 8
@@ -33,7 +34,7 @@ LEAST_WORDS = 4
 """A shorter text is a choice or a name rather than a question."""
 
 
-def eval_overlap(looked: Looked, sets: tuple[str, ...] = (), rows: int = MOST_ROWS) -> Found:
+def eval_overlap(looked: Looked, sets: tuple[str, ...] = (), rows: Count = MOST_ROWS) -> Found:
     """Args:
         sets: Files or folders of evaluation sets, in any format of `data.sources`; none: the questions that come with
             Luthier, by which every run is tested.

@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from luthier import tone
 from luthier.conversation import SIDES
@@ -25,6 +27,7 @@ from luthier.prepare.privacy import masked
 from luthier.records import FactTable
 from luthier.refusals import declines
 from luthier.settings import located
+from luthier.settings.section import Count
 from luthier.stats import wilson
 
 MOST_LABELS = 10
@@ -61,7 +64,10 @@ class Compared:
         return of_means(_sums(one), _sums(other), confidence)
 
 
-def groups(looked: Looked, terms: str | None = None, least: int = 30, confidence: float = 0.95) -> Found:
+Sureness = Annotated[float, Field(gt=0, lt=1)]
+
+
+def groups(looked: Looked, terms: str | None = None, least: Count = 30, confidence: Sureness = 0.95) -> Found:
     """Which groups rows name in what is asked or answered, and what goes along with naming them.
 
     With labels: the share of each of the ten commonest, and the tone of what is asked. Else: the share of answers that

@@ -8,9 +8,11 @@ given one, which no other class's probability dilutes as their margin does.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from luthier.embed import available, embed
 from luthier.prepare.checks.classifier import Floats, Places, out_of_fold
@@ -19,6 +21,7 @@ from luthier.prepare.checks.vectors import MOST_ROWS, by_spelling, drawn, texts_
 from luthier.prepare.privacy import masked
 from luthier.prepare.split import group
 from luthier.records import FactTable
+from luthier.settings.section import Count
 
 CODE = "LU-D176"
 STRENGTH = 3.0
@@ -29,8 +32,10 @@ MOST_NUMBERS = 20_000_000
 SHOWN_CLASSES = 50
 LESS = "labels were not checked: "
 
+Folds = Annotated[int, Field(ge=2, le=50)]
 
-def labels(looked: Looked, folds: int = 5, rows: int = MOST_ROWS) -> Found:
+
+def labels(looked: Looked, folds: Folds = 5, rows: Count = MOST_ROWS) -> Found:
     """Args:
     folds: Each row is judged by a model of the other folds; a label of fewer rows is not judged.
     rows: At most so many are looked at.

@@ -20,6 +20,7 @@ from luthier.errors import DataError, extra
 from luthier.prepare.checks.contract import Found, Looked, Suspect
 from luthier.prepare.language import available, language_of
 from luthier.records import FactTable
+from luthier.settings.section import Fraction
 
 LEAST_LETTERS = 20
 LEAST_ROWS = 20
@@ -33,7 +34,7 @@ NAMES = ("", SHORT, UNSURE)
 TOLD = len(NAMES)
 
 
-def language(looked: Looked, rare: float = 0.01, sure: float = 0.7) -> Found:
+def language(looked: Looked, rare: Fraction = 0.01, sure: Fraction = 0.7) -> Found:
     """Which languages rows are asked and answered in.
 
     Suspects are rows in a language that at most `rare` of the told rows have (one row, where that is less than one),

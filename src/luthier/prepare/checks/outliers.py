@@ -14,6 +14,7 @@ from luthier.embed import available, embed
 from luthier.errors import extra
 from luthier.prepare.checks.contract import Found, Looked, Suspect
 from luthier.prepare.checks.vectors import MOST_ROWS, Floats, drawn, nearest, texts_of, told
+from luthier.settings.section import Count, Fraction
 
 CODE = "LU-D177"
 NEIGHBOURS = 20
@@ -22,7 +23,7 @@ FENCE = 1.5
 LEAST_ROWS = 100
 
 
-def outliers(looked: Looked, most: float = 0.02, rows: int = MOST_ROWS) -> Found:
+def outliers(looked: Looked, most: Fraction = 0.02, rows: Count = MOST_ROWS) -> Found:
     """Args:
     most: The greatest share of the rows that may be suspect; the farthest are.
     rows: At most so many are looked at.

@@ -14,13 +14,14 @@ from luthier.prepare.checks.contract import Found, Looked, Suspect
 from luthier.prepare.checks.paraphrase import LEAST, across, within
 from luthier.prepare.checks.vectors import MOST_ROWS, drawn, texts_of, told
 from luthier.prepare.table import firsts
+from luthier.settings.section import Count, Fraction
 from luthier.similar import shingles
 
 CODE, LEAK = "LU-D178", "LU-D179"
 ADVICE = "keep one of the two, and of a leak the held-out one"
 
 
-def same_meaning(looked: Looked, least: float = LEAST, near: float = 0.8, rows: int = MOST_ROWS) -> Found:
+def same_meaning(looked: Looked, least: Fraction = LEAST, near: Fraction = 0.8, rows: Count = MOST_ROWS) -> Found:
     """Args:
     least: Cosine of a pair that stands out from its neighbours.
     near: Pairs across sides whose shingles are at least this similar are known as leaks: as the recipe's

@@ -24,6 +24,7 @@ from luthier.errors import printable
 from luthier.prepare.checks.contract import Found, Looked, Suspect
 from luthier.prepare.privacy import masked
 from luthier.records import FactTable
+from luthier.settings.section import Fraction
 
 EDGE_WORDS = 5
 KNOWN_WORDS = 3
@@ -53,7 +54,7 @@ class Frame(NamedTuple):
     places: Sequence[int]
 
 
-def templates(looked: Looked, most: float = 0.2) -> Found:
+def templates(looked: Looked, most: Fraction = 0.2) -> Found:
     """The commonest frames of prompts and openings of answers; with labels, how many rows each has.
 
     Suspects are the rows of a prompt's frame that more than `most` of the rows have: what a model learns of them may be

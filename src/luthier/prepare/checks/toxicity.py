@@ -18,6 +18,7 @@ from luthier.conversation import SIDES
 from luthier.errors import DataError, extra
 from luthier.prepare.checks.contract import Found, Looked, Suspect
 from luthier.records import FactTable
+from luthier.settings.section import Fraction
 
 ASKED, ANSWERED = "asked", "answered"
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -25,7 +26,7 @@ AT_ONCE = 4096
 """Sentences."""
 
 
-def toxicity(looked: Looked, least: float = 0.7) -> Found:
+def toxicity(looked: Looked, least: Fraction = 0.7) -> Found:
     """Rows whose prompt or answer holds a sentence that is offensive with a probability of `least` or more. English.
 
     Raises DataError LU-D175 where the package is not installed.

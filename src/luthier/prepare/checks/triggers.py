@@ -30,6 +30,7 @@ from luthier.prepare.checks.contract import Found, Looked, Suspect
 from luthier.prepare.checks.phrases import MOST_WORDS, TOKEN, Ints, Prompts, each_phrase, read_prompts
 from luthier.prepare.privacy import find, masked
 from luthier.records import FactTable
+from luthier.settings.section import Count, Fraction
 from luthier.similar import Groups, join_equal, join_similar
 
 MOST_ANSWERS = 100
@@ -66,7 +67,9 @@ class Trigger(NamedTuple):
     """Adjusted."""
 
 
-def triggers(looked: Looked, least: int = 5, most: float = 0.1, pure: float = 0.9, false_alarms: float = 0.05) -> Found:
+def triggers(
+    looked: Looked, least: Count = 5, most: Fraction = 0.1, pure: Fraction = 0.9, false_alarms: Fraction = 0.05
+) -> Found:
     """Phrases of prompts that go along with one label, or with one answer that is given again and again.
 
     Suspects are the rows with the phrase that have that answer. An answer is one that `least` prompts get, the same or
