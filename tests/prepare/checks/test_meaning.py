@@ -180,8 +180,6 @@ def test_rows_unlike_all_others_are_suspect_and_alike_rows_are_not() -> None:
 
 def test_without_embeddings_what_needs_them_says_so(spelling: None) -> None:
     looked = laid(("train", labelled_rows()))
-    for check in (outliers, same_meaning):
-        assert not check(looked).suspects and "'.[meaning]'" in check(looked).notes[0]
     assert any("'.[meaning]'" in note for note in eval_overlap(looked).notes)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from luthier.errors import DataError
 from luthier.prepare.checks.toxicity import toxicity
 
 from .looking import looked_at, places
@@ -24,12 +23,6 @@ def test_a_rude_sentence_is_found_on_either_side_within_a_long_text() -> None:
     assert "what is asked" in found.suspects[0].why and "what is answered" in found.suspects[1].why
     assert [r[:4] for r in found.tables[0].rows] == [("asked", 1, 0.3333, 1), ("answered", 1, 0.3333, 1)]
     assert not toxicity(looked_at([("a", RUDE)], labelled=True)).suspects
-
-
-def test_without_its_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"LU-D175 data.checks: toxicity(.|\n)*\.\[toxicity\]"):
-        toxicity(looked_at([("a", "b")]))
 
 
 def test_real_requests_that_people_marked_as_offensive(data_dir: Path) -> None:

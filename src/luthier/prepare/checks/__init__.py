@@ -6,13 +6,15 @@ are put together, so that the rows most worth a look come first.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from luthier.errors import DataError, LuthierError, printable
+from luthier.errors import DataError, LuthierError, extra, printable
 from luthier.plugins import CHECKS
 from luthier.prepare.audit import Audit
 from luthier.prepare.checks.contract import Found, Looked, Suspect
@@ -20,6 +22,15 @@ from luthier.records import Checked, WorthALook
 from luthier.settings import CheckUse
 
 SHOWN_ROWS = 50
+
+
+def check_extras(uses: Sequence[CheckUse], folder: Path) -> None:
+    """Raises DataError LU-D175 for a check that can do nothing, because the package that it needs is not installed."""
+    for use in uses:
+        where = f"data.checks: {use.use}"
+        name, package = getattr(CHECKS.find(use.use, where, folder), "needs", ("", ""))
+        if package and importlib.util.find_spec(package) is None:
+            raise DataError.of("LU-D175", where, f"needs the package {package}, which is not installed", extra(name))
 
 
 def look(

