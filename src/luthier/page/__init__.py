@@ -1,7 +1,7 @@
 """A page for people: one HTML file without scripts or requests, readable on a phone, on paper and in the dark.
 
 All text from data is escaped, and its invisible characters are shown. What pages share lies in `templates/`: their look
-(`page.css`) and the audit of the data (`audit.html`); plots are in `plots`, numbers in words in `words`.
+(`head.html`, `page.css`) and the audit of the data (`audit.html`); plots are in `plots`, numbers in words in `words`.
 """
 
 from __future__ import annotations
