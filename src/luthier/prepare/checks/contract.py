@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -64,13 +63,6 @@ class Looked:
     def on(self, side: Side) -> NDArray[np.int64]:
         """The places, from 0 to n - 1, of one side's rows."""
         return np.flatnonzero(self.sides == SIDES.index(side))
-
-    @cached_property
-    def vectors(self) -> NDArray[np.float32]:
-        """(n, D) Sentence embeddings of what is asked. Raises ModelError LU-M002 without their package."""
-        from luthier.embed import embed
-
-        return embed([c.asked_text for c in self])
 
 
 class Suspect(NamedTuple):
