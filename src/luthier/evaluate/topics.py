@@ -1,16 +1,16 @@
-"""Topics: groups of texts that speak of like things, found without labels, named by their commonest own words.
+"""Topics: groups of texts that speak of like things, found without labels, named by the words that tell them apart.
 
 Clusters of sentence embeddings. Knows nothing of tests, requests or models.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
-from luthier.clusters import k_means
+from luthier.clusters import k_means, telling
 from luthier.embed import embed
 from luthier.evaluate.metrics.text import words
 
@@ -26,15 +26,6 @@ def topics(texts: Sequence[str], k: int, seed: int) -> tuple[list[int], list[str
     used = sorted(set(found))
     of_text = [used.index(topic) for topic in found]
     bags = [set(words(text)) for text in texts]
-    return of_text, [_name(bags, [t == i for t in of_text]) for i in range(len(used))]
-
-
-def _name(bags: Sequence[set[str]], inside: Sequence[bool]) -> str:
-    """The words that most more of the topic's texts have than of the others."""
-    n_in = sum(inside)
-    lead: defaultdict[str, float] = defaultdict(float)
-    for bag, is_in in zip(bags, inside, strict=True):
-        for word in bag:
-            lead[word] += 1 / n_in if is_in else -1 / max(1, len(bags) - n_in)
-    named = sorted((-more, word) for word, more in lead.items() if more > 0)
-    return ", ".join(word for _, word in named[:NAME_WORDS]) or "no words"
+    counts = Counter(word for bag in bags for word in bag)
+    inside = [[bag for bag, topic in zip(bags, of_text, strict=True) if topic == i] for i in range(len(used))]
+    return of_text, [telling(of, counts, len(texts), NAME_WORDS) for of in inside]

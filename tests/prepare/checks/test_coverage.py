@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from luthier.clusters import telling
 from luthier.embed import available
 from luthier.errors import DataError, RecipeError
 from luthier.prepare.checks import coverage as module
-from luthier.prepare.checks.coverage import _density, _name, _neighbours
+from luthier.prepare.checks.coverage import _density, _neighbours
 from luthier.records import Checked
 
 from ..lines import DATA, chat, run
@@ -139,7 +140,7 @@ def test_a_name_has_no_word_of_one_text_and_none_that_all_have() -> None:
 
     bags = [{"my", "kettle", "leaks"}, {"my", "kettle", "ann"}, {"my", "kettle"}, *[{"my", "parcel", "leaks"}] * 9]
     counts = Counter(word for bag in bags for word in bag)
-    assert _name(bags[:3], counts, len(bags)) == "kettle"
+    assert telling(bags[:3], counts, len(bags), 4) == "kettle"
 
 
 def test_missing_intents_of_a_real_set_are_found(tmp_path: Path) -> None:

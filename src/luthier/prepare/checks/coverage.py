@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from luthier.clusters import k_means
+from luthier.clusters import k_means, telling
 from luthier.embed import PACKAGE, Vectors, embed
 from luthier.errors import DataError
 from luthier.prepare.checks.contract import Found, Looked, needs
@@ -35,7 +35,7 @@ MAX_REQUESTS, MAX_TRAIN = 2_000, 10_000
 PER_TOPIC, MAX_TOPICS = 25, 100
 NEIGHBOURS = 5
 CONFIDENCE = 0.95
-NAME_WORDS, PRIOR = 4, 10.0
+NAME_WORDS = 4
 TOLD = 3
 BLOCK = 256
 Floats = NDArray[np.float64]
@@ -128,7 +128,7 @@ def _topics(
         lacks = ends[1] < by_chance
         found.append(
             Topic(
-                name=_name([bags[i] for i in inside], counts, len(texts)),
+                name=telling([bags[i] for i in inside], counts, len(texts), NAME_WORDS),
                 requests=asked,
                 share=share,
                 trained=trained,
@@ -145,22 +145,6 @@ def _density(beside: float, by_chance: float, least: float) -> float:
     """Of training rows, over that of requests, where such a share of the neighbours are training rows; of the other
     neighbours at least the share `least` is assumed."""
     return beside / max(1 - beside, least) * (1 - by_chance) / by_chance
-
-
-def _name(bags: Sequence[set[str]], counts: Counter[str], n: int) -> str:
-    """The words that tell the topic's texts from all others best: log-odds over their standard error, with a prior of
-    all texts (Monroe, Colaresi & Quinn 2008, "Fightin' Words"). A word that only one of them has may be a name."""
-    inside = Counter(word for bag in bags for word in bag)
-
-    def told(word: str) -> float:
-        prior = PRIOR * counts[word] / n
-        here, there = inside[word] + prior, counts[word] - inside[word] + prior
-        apart = math.log(here / (len(bags) + PRIOR - here)) - math.log(there / (n - len(bags) + PRIOR - there))
-        return apart / math.sqrt(1 / here + 1 / there)
-
-    scores = {word: told(word) for word, times in inside.items() if times > 1 and counts[word] < n}
-    best = sorted((-score, word) for word, score in scores.items() if score > 0)
-    return ", ".join(word for _, word in best[:NAME_WORDS]) or "no word in common"
 
 
 def _table(topics: Sequence[Topic]) -> FactTable:
