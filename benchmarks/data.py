@@ -8,7 +8,8 @@ Jaccard 0.8 of word shingles), splits without leaks, and encodes with the chat t
 the file (`datasets`), tokenise it as `SFTTrainer` does when it is made (with the assistant's mask, on two processes),
 and look every conversation up in and add it to a MinHash LSH (datasketch, 128 permutations, threshold 0.8); nobody
 splits, audits or verifies there. Each runs in a process of its own; memory is what the process holds at most, and by
-how much that grows from a file of a tenth of the rows.
+how much that grows from a file of a tenth of the rows. `--only luthier,luthier_on_ray` compares one process with Ray on
+all processors of this machine, where memory is the driver's.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def write_rows(path: Path, n: int, data: Path) -> None:
             out.write(json.dumps({"messages": chat}) + "\n")
 
 
-def luthier(path: Path) -> dict[str, object]:
+def luthier(path: Path, engine: str = "local") -> dict[str, object]:
     from luthier.encode import Encoder
     from luthier.models import find_base, load_tokenizer
     from luthier.prepare import prepare
@@ -76,7 +77,8 @@ def luthier(path: Path) -> dict[str, object]:
 
     data = {"sources": [{"path": path.name}], "clean": [{"use": "dedupe", "similarity": SIMILARITY}]}
     rules = [{"metric": "token_f1", "must": "beat_baseline"}]
-    recipe = validate({"name": "big", "data": data, "release": {"rules": rules}}, "recipe.yaml", path.parent)
+    tree = {"name": "big", "data": data, "prepare": {"engine": engine}, "release": {"rules": rules}}
+    recipe = validate(tree, "recipe.yaml", path.parent)
     encoder = Encoder(load_tokenizer(find_base("smollm2-135m-instruct")))
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=path.parent) as out:
@@ -84,6 +86,10 @@ def luthier(path: Path) -> dict[str, object]:
     seconds = {"all": time.perf_counter() - started}
     dropped = next(step.dropped for step in report.steps if step.name == "dedupe")
     return {"seconds": seconds, "dropped": sum(dropped.values())}
+
+
+def luthier_on_ray(path: Path) -> dict[str, object]:
+    return luthier(path, "ray")
 
 
 def peers(path: Path) -> dict[str, object]:
@@ -125,7 +131,7 @@ def peers(path: Path) -> dict[str, object]:
     return {"seconds": seconds, "dropped": dropped}
 
 
-WAYS = {f.__name__: f for f in (luthier, peers)}
+WAYS = {f.__name__: f for f in (luthier, luthier_on_ray, peers)}
 
 
 def measured(way: str, path: Path) -> dict[str, object]:
@@ -157,7 +163,7 @@ def table(rows: int, ways: list[str], workspace: Path, data: Path) -> Iterator[s
 def main() -> None:
     parser = argparse.ArgumentParser(description="See the module's docstring.")
     parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(WAYS))
+    parser.add_argument("--only", type=lambda text: text.split(","), default=["luthier", "peers"])
     parser.add_argument("--workspace", type=Path, default=Path(tempfile.gettempdir()) / "luthier-data-benchmark")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)

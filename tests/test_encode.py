@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -164,6 +165,15 @@ def test_ids_of_the_built_in_model_are_those_of_apply_chat_template(
 @pytest.fixture(scope="module")
 def smollm2_encoder(smollm2: Base) -> Encoder:
     return Encoder(load_tokenizer(smollm2))
+
+
+@by_family
+def test_another_process_encodes_the_same(family: Family, tiny: Path) -> None:
+    encoder = Encoder(tokenizer_of(family, tiny), max_tokens=99, new_tokens=("<mine>",))
+    there = pickle.loads(pickle.dumps(encoder))
+    conversation = chat("Hello <mine>, <|im_end|> world", "Hi!")
+    assert there(conversation) == encoder(conversation)
+    assert there.max_tokens == 99 and there.memory is None
 
 
 @by_family

@@ -95,7 +95,7 @@ class Encoder:
             raise ModelError.of(
                 "LU-M020", type(tokenizer).__name__, "is not a fast tokenizer", "use a base model with a tokenizer.json"
             )
-        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.tokenizer, self.max_tokens, self._new_tokens = tokenizer, max_tokens, new_tokens
         self.memory: Memory | None = None
         added = {
             str(token): (id_, token.special) for id_, token in tokenizer.added_tokens_decoder.items() if str(token)
@@ -107,6 +107,9 @@ class Encoder:
         self._template = Template(tokenizer, self._all, self._special)
         self._added_or_guard = any_of({*self._all, GUARD})
         self._twin, self._real = _twin(backend, self._private, {n: id_ for n, (id_, _) in added.items()})
+
+    def __reduce__(self) -> tuple[type[Encoder], tuple[Any, ...]]:
+        return Encoder, (self.tokenizer, self.max_tokens, self._new_tokens)  # elsewhere it has no memory
 
     def __call__(self, conversation: Conversation) -> Encoded:
         """Raises DataError with one of LU-D046, LU-D047, LU-D050, LU-D052, LU-D054 to LU-D057."""

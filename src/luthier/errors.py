@@ -44,6 +44,9 @@ class LuthierError(Exception):
         self.problems = problems
         super().__init__("\n".join(map(str, problems)))
 
+    def __reduce__(self) -> tuple[type[Self], tuple[Problem, ...]]:
+        return type(self), self.problems  # by itself, one that comes from another process would hold its text instead
+
     @classmethod
     def of(cls, code: str, where: str, found: str, advice: str = "") -> Self:
         return cls(Problem(code, where, found, advice))

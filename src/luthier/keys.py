@@ -28,7 +28,7 @@ from luthier.votes import votes_key
 def identity(recipe: Recipe, origin: Path) -> str:
     """Six hex digits of recipe and data: another question gets another folder."""
     return hashlib.sha256(
-        json.dumps([_dump(recipe), _source_hashes(recipe, origin)], sort_keys=True).encode()
+        json.dumps([_question(recipe), _source_hashes(recipe, origin)], sort_keys=True).encode()
     ).hexdigest()[:6]
 
 
@@ -114,7 +114,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
         "evaluation": made["evaluation.json"],
         "audit": made["audit.json"],
         "training": made["train.json"],
-        "recipe": _dump(recipe),
+        "recipe": _question(recipe),
         "versions": versions(),
         **({"votes": votes_key(run)} if reviewed else {}),
     }
@@ -164,6 +164,11 @@ def _of_judge(judge: Judge, origin: Path) -> list[str]:
 
     criteria = question(judge, origin, f"judge '{judge.name}'")
     return [criteria] if judge.url else [criteria, find_base(judge.model, origin).fingerprint]
+
+
+def _question(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without what changes no result: where its data is prepared."""
+    return recipe.model_dump(mode="json", exclude={"prepare"})
 
 
 def _dump(section: Any) -> dict[str, Any]:

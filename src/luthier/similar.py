@@ -46,7 +46,7 @@ def shingles(text: str) -> list[str]:
 
 
 Hashes = NDArray[np.uint64]
-_SEEN = 1 << 20
+SEEN = 1 << 20
 """Counters of how often shingles are met; those that share one only make the order a little worse."""
 _HELD_BYTES = 16 << 20
 """So much of the shingles stays in memory before there is a file."""
@@ -69,6 +69,16 @@ def hashed(text: str, space: str = "") -> Hashes:
     return np.unique(runs ^ np.uint64(_hash64(space)) if space else runs)
 
 
+def rarest(found: Hashes, seen: NDArray[np.uint32], similarity: float) -> NDArray[np.uint32]:
+    """Of a text's shingles those of which every similar text has one, rarest first, as keys of 32 bits.
+
+    `seen`: (SEEN,) how often the shingles of all texts are met.
+    """
+    n = len(found) - math.ceil(similarity * len(found) - TINY) + 1
+    first = found[np.lexsort((found, seen[found % SEEN]))[:n]]
+    return (first >> np.uint64(32)).astype(np.uint32)
+
+
 def _hash64(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
@@ -84,7 +94,7 @@ class SimilarTexts:
         self.similarity = similarity
         self._file = tempfile.SpooledTemporaryFile(_HELD_BYTES)  # noqa: SIM115  closed with the index
         self._ends = array("Q")  # of each text's shingles in the file, counted in shingles
-        self._seen = np.zeros(_SEEN, dtype=np.uint32)
+        self._seen = np.zeros(SEEN, dtype=np.uint32)
         self._starts: NDArray[np.int64] | None = None  # (n + 1,) of each text's buckets
         self._buckets = np.zeros(0, dtype=np.uint32)
         self._first: NDArray[np.int64]  # (n_buckets,) the text that was added first; -1: none
@@ -93,12 +103,14 @@ class SimilarTexts:
             self.append(text)
 
     def append(self, text: str, space: str = "") -> None:
+        self.append_hashed(hashed(text, space))
+
+    def append_hashed(self, found: Hashes) -> None:
         assert self._starts is None, "all texts come before the first question"
-        found = hashed(text, space)
         self._file.seek(0, 2)
         self._file.write(found.tobytes())
         self._ends.append((self._ends[-1] if self._ends else 0) + len(found))
-        self._seen[found % _SEEN] += 1
+        self._seen[found % SEEN] += 1
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -112,16 +124,18 @@ class SimilarTexts:
         """For each text the buckets of its rarest shingles: of those that are another text's too."""
         keys, starts = array("I"), array("q", [0])
         for i in range(len(self)):
-            found = self._shingles(i)
-            n = len(found) - math.ceil(self.similarity * len(found) - TINY) + 1
-            rarest = found[np.lexsort((found, self._seen[found % _SEEN]))[:n]]
-            keys.frombytes((rarest >> np.uint64(32)).astype(np.uint32).tobytes())
+            keys.frombytes(rarest(self._shingles(i), self._seen, self.similarity).tobytes())
             starts.append(len(keys))
         held = np.frombuffer(keys, dtype=np.uint32) if keys else self._buckets
         n_buckets = _number(held)
         shared = np.flatnonzero(held != _NONE)
-        self._starts = np.searchsorted(shared, np.frombuffer(starts, dtype=np.int64))
-        self._buckets = held[shared] - np.uint32(_FIRST)
+        of_text = np.searchsorted(shared, np.frombuffer(starts, dtype=np.int64))
+        self.put(of_text, held[shared] - np.uint32(_FIRST), n_buckets)
+
+    def put(self, starts: NDArray[np.int64], buckets: NDArray[np.uint32], n_buckets: int) -> None:
+        """Put the texts into these buckets instead of those that they share: text i into `buckets[starts[i] :
+        starts[i + 1]]`. Pairs that share none of them are not found."""
+        self._starts, self._buckets = starts, buckets
         self._first = np.full(n_buckets, -1, dtype=np.int64)
 
     def buckets(self, i: int) -> list[int]:
@@ -217,9 +231,13 @@ def join_equal(groups: Groups, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 def join_similar(groups: Groups, texts: Iterable[str], at: Sequence[int], similarity: float) -> None:
     """Join the positions `at` of similar texts."""
+    join_shared(groups, SimilarTexts(similarity, texts), at)
+
+
+def join_shared(groups: Groups, index: SimilarTexts, at: Sequence[int]) -> None:
+    """Join the positions `at` of the index's texts that are similar."""
     # Thousands of copies of one letter are all candidates of each other. Each bucket's texts are therefore
     # kept by group, and a group that a text is already in is passed over as a whole.
-    index = SimilarTexts(similarity, texts)
     holders: dict[int, dict[int, list[int]]] = {}
     for i in range(len(index)):
         similar = cache(index.similar_to(i))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 from itertools import combinations
-from pathlib import Path
-from tempfile import gettempdir
 
 import numpy as np
 import pytest
@@ -31,7 +29,7 @@ def item(prompt: str, family: int, side: str | None = None, n: int = 0) -> Item:
 
 
 def table(items: list[Item]) -> Rows:
-    rows = Rows(Path(gettempdir()))
+    rows = Rows()
     for one in items:
         rows.append(*one)
     return rows

@@ -19,6 +19,7 @@ from luthier.prepare.checks.contract import Looked
 from luthier.prepare.clean import Cleaning
 from luthier.prepare.dedupe import dedupe
 from luthier.prepare.derive import derive
+from luthier.prepare.engine import Engine, engine_for
 from luthier.prepare.noticed import notice
 from luthier.prepare.page import data_page
 from luthier.prepare.reading import Encoder, Reading, encoded_item
@@ -39,38 +40,45 @@ def prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder, report: R
 
     `folder` is where the recipe lies; `report` is told how far an augmentation is. Raises DataError: at once for a file
     that cannot be used and for an augmentation that lacks what it needs, with every row's place where more rows are
-    rejected than the recipe allows. RecipeError for a cleaner that cannot be had.
+    rejected than the recipe allows. RecipeError for a cleaner that cannot be had, RunError for an engine.
     """
     cleaning = Cleaning(recipe, folder)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        return _prepare(recipe, folder, out, encoder, cleaning, report or Quiet())
+        with engine_for(recipe.prepare, out) as engine:
+            return _prepare(recipe, folder, out, encoder, cleaning, report or Quiet(), engine)
     except DataError as error:
         raise cleaning.hiding.error(error) from None
 
 
 def _prepare(
-    recipe: Recipe, folder: Path, out: Path, encoder: Encoder, cleaning: Cleaning, report: Reporter
+    recipe: Recipe,
+    folder: Path,
+    out: Path,
+    encoder: Encoder,
+    cleaning: Cleaning,
+    report: Reporter,
+    engine: Engine,
 ) -> AuditReport:
     data = recipe.data
     check_extras(data.checks, folder)
     files = find_files(data.sources, folder)
-    hashes = {file.shown: sha256_of(file.path) for file in files}
+    hashes = dict(zip((f.shown for f in files), engine.map(sha256_of, (f.path for f in files)), strict=True))
     reading = Reading(files, data)
     format = reading.format
     cleaning.survey(reading.raw)
     labelled = format.name == "classification"
     with opened(data.augment, folder, recipe.seed, labelled) as methods:  # before the rows: what is missing is said now
         with open_audit(out / "rejects.jsonl", cleaning.hiding) as audit:
-            n_read = reading.into(rows := Rows(out), cleaning, encoder, audit)
+            n_read = reading.into(rows := Rows(), cleaning, encoder, audit, engine)
             audit.check_rejected(n_read, data.max_rejected_fraction)
         if reading.tags:
             shown = ", ".join(printable(cleaning.hiding.text(tag)) for tag in reading.tags)
             audit.notes.append(f"columns kept as tags, not shown to the model: {shown}")
         numbers = _liked(rows, rows.numbers, audit)
-        numbers = _dedupe(rows, numbers, labelled, data, audit)
-        numbers = _split(rows, numbers, recipe, audit)
-        notice(rows, numbers, data.split.near_duplicate_similarity, recipe.model.new_tokens, audit)
+        numbers = _dedupe(rows, numbers, labelled, data, audit, engine)
+        numbers = _split(rows, numbers, recipe, audit, engine)
+        notice(rows, numbers, data.split.near_duplicate_similarity, recipe.model.new_tokens, audit, engine)
         looked = Looked(rows, numbers, labelled, recipe.seed, folder, cleaning)
         checked = look(looked, data.checks, audit, cleaning.hiding.text)
         made, records = _augment(rows, numbers, methods, recipe, labelled, encoder, audit, report)
@@ -95,18 +103,18 @@ def _liked(rows: Rows, numbers: Numbers, audit: Audit) -> Numbers:
     return numbers[~bad]
 
 
-def _dedupe(rows: Rows, numbers: Numbers, labelled: bool, data: Data, audit: Audit) -> Numbers:
+def _dedupe(rows: Rows, numbers: Numbers, labelled: bool, data: Data, audit: Audit, engine: Engine) -> Numbers:
     for step in data.clean:
         if not isinstance(step, Dedupe):
             continue
         n = len(numbers)
-        numbers, dropped = dedupe(rows, numbers, step.similarity, labelled)
+        numbers, dropped = dedupe(rows, numbers, step.similarity, labelled, engine)
         audit.step("dedupe", n, len(numbers), dropped)
     return numbers
 
 
-def _split(rows: Rows, numbers: Numbers, recipe: Recipe, audit: Audit) -> Numbers:
-    audit.notes += split(rows, numbers, recipe.data.split, recipe.seed)
+def _split(rows: Rows, numbers: Numbers, recipe: Recipe, audit: Audit, engine: Engine) -> Numbers:
+    audit.notes += split(rows, numbers, recipe.data.split, recipe.seed, engine)
     n = len(numbers)
     numbers = numbers[rows.side[numbers] != NO_SIDE]
     audit.step("split", n, len(numbers), {"newer than the side of their group": n - len(numbers)})

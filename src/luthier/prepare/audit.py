@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, TextIO, TypeVar
+from typing import Any, Protocol, TextIO, TypeVar
 
 from luthier.errors import DataError, Problem, printable
 from luthier.prepare.rows import Fault, Row
@@ -41,6 +42,22 @@ class Audit:
         self.notes: list[str] = []
         self._first_rejects: list[Problem] = []
         self._rejected: Counter[str] = Counter()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For the process that adds it up: what was noticed, and not the file it was written to."""
+        return {name: value for name, value in vars(self).items() if name not in ("_rejects", "_hiding")}
+
+    def add(self, part: Audit, rejects: TextIO) -> None:
+        """Add what was noticed in the rows that follow, and what was written to `rejects` of them."""
+        for finding in part.findings:
+            self.counts[finding.code] += 1
+            if self.counts[finding.code] <= KEPT_OF_EACH:
+                self.findings.append(finding)
+        kept = Counter(finding.code for finding in part.findings)
+        self.counts += part.counts
+        self._rejected += part._rejected
+        self._first_rejects += part._first_rejects[: SHOWN - len(self._first_rejects)]
+        shutil.copyfileobj(rejects, self._rejects)
 
     def find(self, code: str, severity: Severity, where: str, found: str, advice: str = "") -> None:
         """Count one finding, and keep it, made printable, if it is among the first of its code."""

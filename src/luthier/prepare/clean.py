@@ -40,6 +40,32 @@ N_COUNTED = 20
 
 
 @dataclass(slots=True)
+class Done:
+    """What a cleaner has done."""
+
+    n_rows: int = 0
+    n_texts: int = 0
+    n_before: int = 0
+    n_after: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    samples: list[tuple[str, str]] = field(default_factory=list)
+    tries: int = 0
+
+    def wants_samples(self) -> bool:
+        """Counts as a try: where nothing may be shown, looking for something that may comes to an end."""
+        self.tries += 1
+        return len(self.samples) < N_SAMPLES and self.tries <= SAMPLE_TRIES
+
+    def add(self, later: Done) -> None:
+        self.n_rows += later.n_rows
+        self.n_texts += later.n_texts
+        self.n_before += later.n_before
+        self.n_after += later.n_after
+        self.counts += later.counts
+        self.samples = [*self.samples, *later.samples][:N_SAMPLES]
+
+
+@dataclass(slots=True)
 class Step:
     """One cleaner of the recipe, and what it has done."""
 
@@ -49,13 +75,7 @@ class Step:
     roles: frozenset[str]
     traits: Traits
     where: str
-    n_rows: int = 0
-    n_texts: int = 0
-    n_before: int = 0
-    n_after: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
-    samples: list[tuple[str, str]] = field(default_factory=list)
-    tries: int = 0
+    done: Done = field(default_factory=Done)
 
     def __call__(self, text: str, source: str = "") -> str:
         """Raises DataError LU-D122 for a cleaner that fails, or returns what is no text."""
@@ -71,17 +91,13 @@ class Step:
             raise DataError.of("LU-D122", where, f"cleaner '{self.name}' returned {what}")
         return made
 
-    def wants_samples(self) -> bool:
-        """Counts as a try: where nothing may be shown, looking for something that may comes to an end."""
-        self.tries += 1
-        return len(self.samples) < N_SAMPLES and self.tries <= SAMPLE_TRIES
-
     def count(self, before: str, after: str) -> None:
-        self.n_texts += 1
-        self.n_before += len(before)
-        self.n_after += len(after)
+        done = self.done
+        done.n_texts += 1
+        done.n_before += len(before)
+        done.n_after += len(after)
         if self.traits.count:
-            self.counts += self.traits.count(before, after)
+            done.counts += self.traits.count(before, after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +153,21 @@ class Cleaning:
         """Whether a row may be rejected here."""
         for step in self.steps:
             step("")
+        self._made_of = recipe, folder
+
+    def __reduce__(self) -> tuple[Callable[..., Cleaning], tuple[Any, ...]]:
+        recipe, folder = self._made_of
+        # Functions of a module beside the recipe are not known by name elsewhere: they are found there anew.
+        return _again, (recipe, folder.absolute(), [step.params for step in self.steps])
+
+    def again(self) -> Cleaning:
+        """The same cleaners, with what the survey told them, that have done nothing yet."""
+        return _again(*self._made_of, [step.params for step in self.steps])
+
+    def add(self, done: Iterable[Done]) -> None:
+        """What the steps have done to the rows that follow."""
+        for step, later in zip(self.steps, done, strict=True):
+            step.done.add(later)
 
     def survey(self, rows: Callable[[], Iterable[Conversation]]) -> None:
         """Show `rows`, as the steps before leave them, to each step that must see all texts before the first."""
@@ -166,7 +197,7 @@ class Cleaning:
         for change in changes:
             change.step.count(change.before, change.after)
         for step in {id(change.step): change.step for change in changes}.values():
-            step.n_rows += 1
+            step.done.n_rows += 1
         self._sample(changes, [m.content for m in cleaned])
         return _with(conversation, cleaned, tags)
 
@@ -211,15 +242,15 @@ class Cleaning:
 
     def _sample(self, changes: list[Change], final: list[str]) -> None:
         """Keep what may be shown: of a row with personal data anywhere on its way, only what is left in the end."""
-        wanting = [c for c in changes if c.place is not None and c.step.wants_samples()]
+        wanting = [c for c in changes if c.place is not None and c.step.done.wants_samples()]
         if not wanting or not all(map(self._may_be_shown, final)):
             return
         hidden = any(c.step.traits.hides for c in changes)
         for change in wanting:
             if change.step.traits.hides and change.place is not None:
-                change.step.samples.append(("(not shown)", _end_of(change, final[change.place])))
+                change.step.done.samples.append(("(not shown)", _end_of(change, final[change.place])))
             elif not hidden and self._may_be_shown(change.before) and self._may_be_shown(change.after):
-                change.step.samples.append(_difference(change.before, change.after))
+                change.step.done.samples.append(_difference(change.before, change.after))
 
     def _may_be_shown(self, text: str) -> bool:
         """Whether nothing personal is found in the text, nor in what a later cleaner or a browser would make of it."""
@@ -232,14 +263,23 @@ class Cleaning:
             Cleaned(
                 cleaner=step.name,
                 roles=tuple(role for role in ROLES if role in step.roles),
-                rows=step.n_rows,
-                texts=step.n_texts,
-                characters=(step.n_before, step.n_after),
-                counts={printable(self.hiding.text(what), 200): n for what, n in step.counts.most_common(N_COUNTED)},
-                samples=tuple(step.samples[:N_SAMPLES]),
+                rows=step.done.n_rows,
+                texts=step.done.n_texts,
+                characters=(step.done.n_before, step.done.n_after),
+                counts={
+                    printable(self.hiding.text(what), 200): n for what, n in step.done.counts.most_common(N_COUNTED)
+                },
+                samples=tuple(step.done.samples[:N_SAMPLES]),
             )
             for step in self.steps
         )
+
+
+def _again(recipe: Recipe, folder: Path, params: list[dict[str, Any]]) -> Cleaning:
+    cleaning = Cleaning(recipe, folder)
+    for step, given in zip(cleaning.steps, params, strict=True):
+        step.params = given
+    return cleaning
 
 
 def _with(conversation: Conversation, said: list[Message], tags: dict[str, Any]) -> Conversation:

@@ -16,19 +16,23 @@ from numpy.typing import NDArray
 from luthier.conversation import SIDES, Side
 from luthier.errors import printable
 from luthier.prepare.audit import Audit
+from luthier.prepare.engine import HERE, Engine
+from luthier.prepare.near import asked_text, group_similar
 from luthier.prepare.table import Numbers, Rows, firsts, runs
 from luthier.similar import SimilarTexts
 
 ONE_ANSWER = 0.9
 
 
-def notice(rows: Rows, numbers: Numbers, similarity: float, new_tokens: Sequence[str], audit: Audit) -> None:
+def notice(
+    rows: Rows, numbers: Numbers, similarity: float, new_tokens: Sequence[str], audit: Audit, engine: Engine = HERE
+) -> None:
     """Look at all sides and at what lies across them."""
     tokens(rows, numbers, new_tokens, audit)
     copies(rows, numbers, audit)
     contradictions(rows, numbers, audit)
     one_answer(rows, numbers, audit)
-    leaks(rows, numbers, similarity, audit)
+    leaks(rows, numbers, similarity, audit, engine)
 
 
 def tokens(rows: Rows, numbers: Numbers, new_tokens: Sequence[str], audit: Audit) -> None:
@@ -90,12 +94,12 @@ def one_answer(rows: Rows, numbers: Numbers, audit: Audit) -> None:
         audit.warn("LU-D040", "", f"{n} of {len(numbers)} answers are the same", advice)
 
 
-def leaks(rows: Rows, numbers: Numbers, similarity: float, audit: Audit) -> None:
+def leaks(rows: Rows, numbers: Numbers, similarity: float, audit: Audit, engine: Engine) -> None:
     """Held-out prompts that the training side has too: one finding for each held-out row."""
     train = rows.on("train", numbers)
     copied, left = _equal(rows.exact[0], numbers[rows.side[numbers] != SIDES.index("train")], train)
     alike, left = _equal(rows.asked_text, left, train)
-    alike += _near(rows, left, train, similarity)
+    alike += _near(rows, left, train, similarity, engine)
     for side in SIDES[1:]:
         n, of = len(rows.on(side, numbers)), SIDES.index(side)
         found = sorted((like, is_copy) for is_copy, likes in ((True, copied), (False, alike)) for like in likes)
@@ -125,14 +129,18 @@ def _equal(key: NDArray[np.uint64], held_out: Numbers, train: Numbers) -> tuple[
     return [Like(int(i), int(order[n])) for i, n in zip(held_out[equal], at[equal], strict=True)], held_out[~equal]
 
 
-def _near(rows: Rows, held_out: Numbers, train: Numbers, similarity: float) -> list[Like]:
+def _near(rows: Rows, held_out: Numbers, train: Numbers, similarity: float, engine: Engine) -> list[Like]:
     """The held-out rows whose prompt is similar to one in train, with a row that has such a prompt."""
     if not 0 < similarity < 1 or not len(held_out):
         return []
     distinct = train[firsts(rows.asked_text[train])]
-    n = len(distinct)
-    index = SimilarTexts(similarity, (c.asked_text for c in rows.each(np.concatenate([distinct, held_out]))))
+    both = np.concatenate([distinct, held_out])
+    group = group_similar(rows, both, asked_text, similarity, engine)
+    across = np.intersect1d(group[: len(distinct)], group[len(distinct) :])
+    some = np.flatnonzero(np.isin(group, across))
+    n = int(np.searchsorted(some, len(distinct)))  # the training rows among them
+    index = SimilarTexts(similarity, (c.asked_text for c in rows.each(both[some])))
     for i in range(n):
         index.add(i)
-    matches = ((int(row), next(index.matches(n + i), None)) for i, row in enumerate(held_out))
-    return [Like(row, int(distinct[match])) for row, match in matches if match is not None]
+    matches = ((int(both[some[i]]), next(index.matches(i), None)) for i in range(n, len(some)))
+    return [Like(row, int(both[some[match]])) for row, match in matches if match is not None]

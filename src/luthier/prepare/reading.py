@@ -1,22 +1,27 @@
 """Reading: every row of every file, from raw record to encoded conversation, or with the reason why it is none.
 
 A row is read, understood by its source's format, cleaned, and encoded; each is met in order, good or not, so that all
-of them can be counted. This module puts nothing aside and compares no rows.
+of them can be counted. An engine does this block by block, and what is made of the blocks is added up in their order.
+This module compares no rows.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, Protocol
 
 from luthier.conversation import Conversation, Side, by_answer
 from luthier.errors import DataError, did_you_mean, printable
-from luthier.prepare.audit import Audit
-from luthier.prepare.clean import Cleaning
+from luthier.prepare.audit import Audit, open_audit
+from luthier.prepare.blocks import Block, blocks_of
+from luthier.prepare.clean import Cleaning, Done
 from luthier.prepare.detect import SAMPLE_ROWS, detect
+from luthier.prepare.engine import Engine
 from luthier.prepare.formats import Format
 from luthier.prepare.rows import Fault, Item, Row, Warn
 from luthier.prepare.sources import SIDE_NAMES, DataFile
@@ -112,43 +117,93 @@ class Reading:
                     if not row.fault:
                         yield shape.format.conversation(row, shape.columns, _silent)
 
-    def into(self, rows: Rows, cleaning: Cleaning, encoder: Encoder, audit: Audit) -> int:
+    def into(self, rows: Rows, cleaning: Cleaning, encoder: Encoder, audit: Audit, engine: Engine) -> int:
         """Append the good rows; the others go to the audit's rejects. How many were read."""
         stages = ("read", "understand", *(["clean"] if cleaning.rejects else []), "encode")
-        n_read, n_more, faulty = 0, 0, {stage: Counter[str]() for stage in stages}
-        for met in _encoded(self._met(cleaning, encoder), encoder):
-            if isinstance(met, Odd):
-                audit.warn(*met.finding)
-                continue
-            n_read += 1
-            if isinstance(met, Faulty):
-                faulty[met.stage][met.fault.code] += 1
-                audit.reject(met.row, met.fault)
-            else:
-                for item in met:
-                    rows.append(*item)
-                n_more += len(met) - 1
-        n = n_read
+        read, n_more, faulty = Counter[str](), 0, {stage: Counter[str]() for stage in stages}
+        work = BlockWork(self._shapes, self._data, cleaning, encoder, engine.folder)
+        for part in engine.map(work, blocks_of(self._files)):
+            rows.add(part.rows)
+            cleaning.add(part.done)
+            with part.rejects.open(encoding="utf-8") as rejects:
+                audit.add(part.audit, rejects)
+            read += part.read
+            n_more += part.n_more
+            for stage, dropped in part.faulty.items():
+                faulty[stage] += dropped
+        if empty := [file for file in self._files if not read[file.shown]]:
+            raise empty[0].without_rows()
+        n = n_read = read.total()
         for name, dropped in faulty.items():
             made = {"one row an answer": n_more} if name == "encode" else {}
             audit.step(name, n, n := n - dropped.total() + sum(made.values()), dropped, made)
         return n_read
 
-    def _met(self, cleaning: Cleaning, encoder: Encoder) -> Iterator[Understood | Faulty | Odd]:
-        """All rows of all files, each after what was odd about it."""
+
+@dataclass(slots=True)
+class Part:
+    """What is made of a block: the lines of its good rows and its rejects are files, the rest is small."""
+
+    rows: Rows
+    audit: Audit
+    rejects: Path
+    done: list[Done]
+    """By each cleaner."""
+    faulty: dict[str, Counter[str]]
+    """Stage -> how many of its rows ended there, by code."""
+    read: Counter[str] = field(default_factory=Counter)
+    """How many of each file."""
+    n_more: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BlockWork:
+    """Reads a block into a Part."""
+
+    shapes: dict[Settings, Shape]
+    data: Data
+    cleaning: Cleaning
+    encoder: Encoder
+    folder: Path | None
+
+    def __call__(self, block: Block) -> Part:
+        cleaning = self.cleaning.again()
+        with NamedTemporaryFile(dir=self.folder, suffix=".rejects", delete=False) as file:
+            rejects = Path(file.name)
+        with open_audit(rejects, cleaning.hiding) as audit:
+            done = [step.done for step in cleaning.steps]
+            part = Part(Rows(self.folder), audit, rejects, done, defaultdict(Counter))
+            for met in _encoded(self._met(block, cleaning, part.read), self.encoder):
+                if isinstance(met, Odd):
+                    audit.warn(*met.finding)
+                    continue
+                if isinstance(met, Faulty):
+                    part.faulty[met.stage][met.fault.code] += 1
+                    audit.reject(met.row, met.fault)
+                else:
+                    for item in met:
+                        part.rows.append(*item)
+                    part.n_more += len(met) - 1
+        part.rows.close()
+        return part
+
+    def _met(self, block: Block, cleaning: Cleaning, read: Counter[str]) -> Iterator[Understood | Faulty | Odd]:
+        """All rows, each after what was odd about it; they are counted in `read`."""
         odd: list[Odd] = []
 
         def warn(*finding: str) -> None:
             odd.append(Odd(finding))  # type: ignore[arg-type]
 
-        for file in self._files:
-            shape = self._shape(file)
-            for row in file.rows(warn):
-                met = _understood(row, file, shape, self._data, cleaning, warn)
+        for portion in block:
+            file = portion.file
+            shape = self.shapes[_settings(file.source, self.data)]
+            for row in portion.rows(warn):
+                read[file.shown] += 1
+                met = _understood(row, file, shape, self.data, cleaning, warn)
                 yield from odd
                 odd.clear()
                 if isinstance(met, Understood) and met.conversation.tokens:
-                    met = replace(met, conversation=encoder.spelled(met.conversation))
+                    met = replace(met, conversation=self.encoder.spelled(met.conversation))
                 yield met
         yield from odd
 

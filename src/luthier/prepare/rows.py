@@ -70,9 +70,11 @@ class Line(NamedTuple):
     """False: longer than MAX_LINE_BYTES, and cut."""
 
 
-def lines_of(stream: BinaryIO) -> Iterator[Line]:
-    """Lines with their offsets; a line that is too long is cut, and never held as a whole."""
-    number = offset = 0
+def lines_of(stream: BinaryIO, offset: int = 0, number: int = 0) -> Iterator[Line]:
+    """Lines with their offsets; a line that is too long is cut, and never held as a whole.
+
+    The stream stands at `offset`, after `number` lines.
+    """
     while content := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
         n_bytes = len(content)
@@ -84,9 +86,16 @@ def lines_of(stream: BinaryIO) -> Iterator[Line]:
         offset += n_bytes
 
 
-def read_jsonl(path: Path, shown: str, warn: Warn) -> Iterator[Row]:
+def read_jsonl(
+    path: Path, shown: str, warn: Warn, start: int = 0, stop: int | None = None, before: int = 0
+) -> Iterator[Row]:
+    """All rows, or those of the lines that begin from byte `start` on, after `before` lines, and before byte `stop`."""
     with unpacked(path, shown) as stream:
-        for line in lines_of(stream):
+        if start:
+            stream.seek(start)
+        for line in lines_of(stream, start, before):
+            if stop is not None and line.offset >= stop:
+                return
             where = f"{shown}:{line.number}"
             content = _without_bom(line, where, warn)
             if not content.strip():
@@ -274,22 +283,32 @@ def read_tsv(path: Path, shown: str, warn: Warn) -> Iterator[Row]:
     return read_csv(path, shown, warn, delimiter="\t")
 
 
-def read_parquet(path: Path, shown: str, warn: Warn) -> Iterator[Row]:
-    """Rows of a Parquet file; `line` is the row's number, from 1. Raises DataError LU-D018."""
+def read_parquet(
+    path: Path, shown: str, warn: Warn, start: int = 0, stop: int | None = None, before: int = 0
+) -> Iterator[Row]:
+    """Rows of a Parquet file; `line` is the row's number, from 1. Raises DataError LU-D018.
+
+    All of them, or those of the row groups from `start` to before `stop`, which `before` rows precede.
+    """
     import pyarrow.parquet as pq
 
-    with _whole("Parquet", shown):
+    with whole("Parquet", shown):
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
-        names = _readable(schema, shown, warn)
-        yield from _rows_of(file.iter_batches(1024, columns=names), schema, shown)
+        names = _readable(schema, shown, _silent if start else warn)
+        groups = range(file.num_row_groups)[start:stop]
+        yield from _rows_of(file.iter_batches(1024, row_groups=groups, columns=names), schema, shown, before)
+
+
+def _silent(*_: str) -> None:
+    """Of what the first part of the file has said."""
 
 
 def read_arrow(path: Path, shown: str, warn: Warn) -> Iterator[Row]:
     """Rows of an Arrow file, or of an Arrow stream, as `datasets` keeps them. Raises DataError LU-D018."""
     import pyarrow as pa
 
-    with _whole("Arrow", shown), pa.memory_map(str(path)) as source:
+    with whole("Arrow", shown), pa.memory_map(str(path)) as source:
         if source.read(6) == b"ARROW1":
             reader = pa.ipc.open_file(source)
             batches = (reader.get_batch(n) for n in range(reader.num_record_batches))
@@ -303,7 +322,8 @@ def read_arrow(path: Path, shown: str, warn: Warn) -> Iterator[Row]:
 
 
 @contextmanager
-def _whole(kind: str, shown: str) -> Iterator[None]:
+def whole(kind: str, shown: str) -> Iterator[None]:
+    """Raises DataError LU-D018 for what pyarrow raises."""
     import pyarrow as pa
 
     try:
@@ -323,9 +343,8 @@ def _readable(schema: Any, shown: str, warn: Warn) -> list[str]:
     return [name for name in schema.names if name not in binary]
 
 
-def _rows_of(batches: Iterable[Any], schema: Any, shown: str) -> Iterator[Row]:
+def _rows_of(batches: Iterable[Any], schema: Any, shown: str, number: int = 0) -> Iterator[Row]:
     labels = _label_names(schema)
-    number = 0
     for batch in batches:
         for data in batch.to_pylist():
             number += 1
@@ -351,7 +370,7 @@ def _typed_row(where: str, data: dict[str, Any]) -> Row:
     return Row(where, data)
 
 
-READERS: dict[str, Callable[[Path, str, Warn], Iterator[Row]]] = {
+READERS: dict[str, Callable[..., Iterator[Row]]] = {
     "JSON lines": read_jsonl,
     "JSON": read_json,
     "CSV": read_csv,

@@ -62,11 +62,18 @@ class DataFile:
     def rows(self, warn: Warn) -> Iterator[Row]:
         """All rows, bad ones too. Raises DataError LU-D014 (no row), LU-D021 (changed meanwhile)."""
         n = 0
-        for row in READERS[self.kind](self.path, self.shown, warn):
+        for row in self.part(warn):
             n += 1
             yield row
         if n == 0:
-            raise DataError.of("LU-D014", self.shown, "no row is in the file")
+            raise self.without_rows()
+
+    def without_rows(self) -> DataError:
+        return DataError.of("LU-D014", self.shown, "no row is in the file")
+
+    def part(self, warn: Warn, *span: int | None) -> Iterator[Row]:
+        """The rows of a span as the file's reader counts it, or all. Raises DataError LU-D021 (changed meanwhile)."""
+        yield from READERS[self.kind](self.path, self.shown, warn, *span)
         if _stamp(self.path.stat()) != self.stamp:
             raise DataError.of(
                 "LU-D021", self.shown, "the file was changed while it was read", "run again when it is at rest"
@@ -169,7 +176,7 @@ def _examine(path: Path, shown: str, side: Side | None, source: Source, named: P
         ending = next(suffix for suffix, name in SUFFIXES.items() if name == packing)
         raise DataError.of("LU-D016", shown, f"holds {packing}", f"rename it: {path.name}{ending}")
     _refuse_archives(head, shown, packing is not None)
-    return DataFile(path, shown, side, source, _kind(path, shown, head), _stamp(status))
+    return DataFile(path.absolute(), shown, side, source, _kind(path, shown, head), _stamp(status))
 
 
 def _refuse_archives(head: bytes, shown: str, packed: bool) -> None:

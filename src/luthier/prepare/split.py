@@ -17,17 +17,19 @@ from numpy.typing import NDArray
 from luthier.conversation import SIDES, Conversation, Side
 from luthier.errors import DataError, printable
 from luthier.prepare.alike import join_alike
+from luthier.prepare.engine import HERE, Engine
+from luthier.prepare.near import asked_text, group_similar
 from luthier.prepare.strata import Ints, Strata, deal, folded
 from luthier.prepare.table import NO_SIDE, Numbers, Rows
 from luthier.prepare.when import LEFT_OUT, parts, time_of
 from luthier.settings import Split
-from luthier.similar import Groups, join_equal, join_similar
+from luthier.similar import Groups, join_equal
 
 TRAIN = SIDES.index("train")
 LISTED = 10
 
 
-def split(rows: Rows, numbers: Numbers, how: Split, seed: int) -> list[str]:
+def split(rows: Rows, numbers: Numbers, how: Split, seed: int, engine: Engine = HERE) -> list[str]:
     """Give each row its side, or NO_SIDE to one that a split by time leaves out; notes on what was decided.
 
     Raises DataError LU-D106 where the sides that are asked for cannot be filled, ModelError LU-M002 where `cluster`
@@ -47,15 +49,15 @@ def split(rows: Rows, numbers: Numbers, how: Split, seed: int) -> list[str]:
         raise DataError.of("LU-D106", "data.split.folds", found, "leave those rows out, or the folds")
     notes = [f"sides given: {', '.join(f'{given[s]} {s}' for s in SIDES if given[s])}"] if any(given.values()) else []
     if asked:
-        return notes + _draw(rows, pool, asked, how, seed)
+        return notes + _draw(rows, pool, asked, how, seed, engine)
     rest = numbers[sides == NO_SIDE]
     rows.side[rest] = TRAIN
     return notes + ([f"{len(rest)} rows of no given side are for training"] if len(rest) else [])
 
 
-def _draw(rows: Rows, pool: Numbers, asked: dict[Side, float], how: Split, seed: int) -> list[str]:
+def _draw(rows: Rows, pool: Numbers, asked: dict[Side, float], how: Split, seed: int, engine: Engine) -> list[str]:
     """Give each row of the pool a side: one of those asked for, by their fractions, or train."""
-    group_of, n_groups = group(rows, pool, how.near_duplicate_similarity, how.cluster)
+    group_of, n_groups = group(rows, pool, how.near_duplicate_similarity, how.cluster, engine)
     n_sides = max(len(asked) + 1, how.folds or 0)
     if n_groups < n_sides or sum(asked.values()) >= 1:
         found = f"{n_sides} sides cannot be drawn from {len(pool)} rows, which make {n_groups} groups of unlike prompts"
@@ -172,7 +174,9 @@ def _place(sizes: Ints, order: Ints, asked: dict[Side, float], n: int) -> NDArra
     return placed
 
 
-def group(rows: Rows, numbers: Numbers, similarity: float, cosine: float | None = None) -> tuple[Ints, int]:
+def group(
+    rows: Rows, numbers: Numbers, similarity: float, cosine: float | None = None, engine: Engine = HERE
+) -> tuple[Ints, int]:
     """For each of the rows its group, in the order of their first rows, and how many groups there are.
 
     Rows of one group must stay on one side: they are of one family, or joined by prompts that are nearly the same, or
@@ -182,7 +186,9 @@ def group(rows: Rows, numbers: Numbers, similarity: float, cosine: float | None 
     join_equal(groups, rows.family[numbers])
     first = join_equal(groups, rows.asked_text[numbers])
     if 0 < similarity < 1:
-        join_similar(groups, (c.asked_text for c in rows.each(numbers[first])), first.tolist(), similarity)
+        roots = first[group_similar(rows, numbers[first], asked_text, similarity, engine)]
+        for i, root in zip(first.tolist(), roots.tolist(), strict=True):
+            groups.join(i, root)
     if cosine:
         join_alike(groups, (c.asked_text for c in rows.each(numbers[first])), first.tolist(), cosine)
     roots = np.array([groups.root(i) for i in range(len(numbers))], dtype=np.int64)

@@ -1,17 +1,21 @@
-"""The good rows: each conversation a line of a temporary file, and what the steps compare of it as numbers in memory.
+"""The good rows: each conversation a line of a file, and what the steps compare of it as numbers in memory.
 
-A row takes 66 bytes of memory, however long it is. Steps speak of rows by number, and give back the numbers that they
-leave; only `side` is changed. Hashes stand for texts: of 64 bits, and of 128 where rows are dropped by them.
+A row takes 66 bytes of memory, however long it is. The rows of each block of data lie in a file of their own. Steps
+speak of rows by number, and give back the numbers that they leave; only `side` is changed. Hashes stand for texts: of
+64 bits, and of 128 where rows are dropped by them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +28,36 @@ Numbers = NDArray[np.int64]
 NO_SIDE = -1
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows that lie in one file, for whoever reads them there."""
+
+    path: Path
+    starts: NDArray[np.uint64]  # (m,)
+    stops: NDArray[np.uint64]  # (m,)
+    at: NDArray[np.int64]  # (m,) their places among the rows that were asked for
+
+    def __iter__(self) -> Iterator[Conversation]:
+        with self.path.open("rb") as file:
+            for start, stop in zip(self.starts.tolist(), self.stops.tolist(), strict=True):
+                yield _read(file, start, stop)
+
+
+def _read(file: BinaryIO, start: int, stop: int) -> Conversation:
+    file.seek(start)
+    return Conversation.model_validate_json(file.read(stop - start))
+
+
 class Rows:
-    """Append all rows, then ask."""
+    """Append all rows, or add rows of other files after one's own; then ask."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed with the rows
-        self._ends, self._written = array("Q"), 0
+        """`folder`: where the file of the lines stays; None: it goes with the rows."""
+        # closed with the rows
+        self._file = cast(BinaryIO, NamedTemporaryFile(dir=folder, suffix=".rows", delete=folder is None))  # noqa: SIM115
+        self._paths, self._firsts = [Path(self._file.name)], array("Q", [0])  # of each file its first row's number
+        self._opened = 0, self._file
+        self._ends, self._written = array("Q"), 0  # of each line in its file
         self._side, self._tokens, self._flags = array("b"), array("I"), array("B")
         self._hashes = array("Q")
 
@@ -64,13 +92,41 @@ class Rows:
         flags = (bool(asked), n_answers > 1, bool(conversation.rejected), conversation.rating is False)
         self._flags.append(sum(flag << n for n, flag in enumerate(flags)))
 
+    def close(self) -> None:
+        """All rows are appended: for others to read them where they lie."""
+        self._file.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_file", "_opened")}
+
+    def add(self, part: Rows) -> None:
+        """Append the rows of a part, whose file stays where it is."""
+        self._paths.append(part._paths[0])
+        self._firsts.append(len(self))
+        for name in ("_ends", "_side", "_tokens", "_flags", "_hashes"):
+            getattr(self, name).extend(getattr(part, name))
+
     def __len__(self) -> int:
         return len(self._ends)
 
     def __getitem__(self, i: int) -> Conversation:
-        start = self._ends[i - 1] if i else 0
-        self._file.seek(start)
-        return Conversation.model_validate_json(self._file.read(self._ends[i] - start))
+        n = bisect_right(self._firsts, i) - 1
+        if n != self._opened[0]:
+            self._opened = n, self._paths[n].open("rb") if n else self._file
+        return _read(self._opened[1], self._ends[i - 1] if i > self._firsts[n] else 0, self._ends[i])
+
+    def pieces(self, numbers: Numbers) -> Iterator[Piece]:
+        """The rows, in whichever order, by the files that they lie in."""
+        if not len(numbers):
+            return
+        self._file.flush()
+        ends, firsts = np.frombuffer(self._ends, dtype=np.uint64), np.array(self._firsts, dtype=np.int64)
+        file = (np.searchsorted(firsts, numbers, side="right") - 1).astype(np.uint32)
+        by_file = np.argsort(file, kind="stable")
+        for at in np.split(by_file, np.flatnonzero(np.diff(file[by_file])) + 1):
+            n, some = int(file[at[0]]), numbers[at]
+            starts = np.where(some == firsts[n], np.uint64(0), ends[some - 1])
+            yield Piece(self._paths[n], starts, ends[some], at)
 
     def each(self, numbers: Sequence[int] | Numbers) -> Iterator[Conversation]:
         return (self[int(i)] for i in numbers)

@@ -31,6 +31,7 @@ from luthier.settings.model import (
     PTuning,
     Quantize,
 )
+from luthier.settings.prepare import Prepare
 from luthier.settings.release import HUMAN_PREFERENCE, Release, Rule
 from luthier.settings.section import Section, Use, fingerprint, located
 from luthier.settings.train import EarlyStopping, Precision, Train
@@ -39,7 +40,7 @@ from luthier.techniques import LEARNED_PROMPTS, UNMERGED
 __all__ = [
     "HUMAN_PREFERENCE", "WHOLE", "AdaLora", "Adapt", "AugmentUse", "Auto", "Bottleneck", "CheckUse", "Cleaner",
     "Data", "Dedupe", "EarlyStopping", "Evaluate", "FormatName", "Full", "GivenAdapter", "Judge", "Lora", "Model",
-    "PTuning", "Partial", "Peft", "Precision", "Prefix", "Prompt", "Quantize", "Recipe", "Release", "Rule",
+    "PTuning", "Partial", "Peft", "Precision", "Prefix", "Prepare", "Prompt", "Quantize", "Recipe", "Release", "Rule",
     "Section", "Servers", "Source", "Split", "SuiteUse", "Train", "Use", "check_urls", "fingerprint", "left_out",
     "located", "metric_name", "names_of", "source_path",
 ]  # fmt: skip
@@ -52,6 +53,8 @@ class Recipe(Section):
     """Of everything that is drawn: sides, beginnings, orders, limits."""
     data: Data
     """Where the rows come from, what becomes of them, and which side each is on."""
+    prepare: Prepare = Prepare()
+    """Where they are read and compared, which changes nothing of what comes out."""
     model: Model = Model()
     """The base model, and what of it is trained."""
     train: Train = Train()
