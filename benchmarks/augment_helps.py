@@ -4,8 +4,8 @@
                                        [--workspace runs/augment_helps]
 
 LoRA (rank 8, all linear layers) on the built-in model and public data sets (LUTHIER_DATA names their folder); the
-choice is the likeliest label or phrase as the whole answer. Intervals are of `luthier.tune.effect.compare_seeds`: 95 %, paired,
-over test rows and seeds. All is kept in the workspace: a run that was killed goes on.
+choice is the likeliest label or phrase as the whole answer. Intervals are of `luthier.tune.effect.compare_seeds`:
+95 %, paired, over test rows and seeds. All is kept in the workspace: a run that was killed goes on.
 
 scarce  10 training rows of each class, others for each seed; 300 test rows, as many of each class, the same for all
         seeds. Each method alone makes 4 candidates of every row, and the mix one of each of the four methods. All
