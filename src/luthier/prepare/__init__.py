@@ -90,11 +90,8 @@ def _liked(rows: Rows, numbers: Numbers, audit: Audit) -> Numbers:
     bad = rows.is_rated_bad[numbers]
     if bad.any():
         if bad.all():
-            found, advice = (
-                f"all {len(numbers)} rows are rated bad: nothing to learn",
-                "add rows that people found good",
-            )
-            raise DataError.of("LU-D048", "", found, advice)
+            found = f"all {len(numbers)} rows are rated bad: nothing to learn"
+            raise DataError.of("LU-D048", "", found, "add rows that people found good")
         audit.step("rated", len(numbers), int((~bad).sum()), {"rated bad": int(bad.sum())})
     if n := int(rows.is_pair[numbers].sum()):
         audit.notes.append(f"{n} preference pairs: the chosen answer is learned, the rejected one is kept beside it")
