@@ -48,6 +48,7 @@ from luthier.files import write_atomically
 from luthier.machine import describe
 from luthier.metric import Metric, Sample
 from luthier.prepare import derive
+from luthier.progress import Quiet
 from luthier.records import AuditReport, TrainReport
 from luthier.settings import Adapt, Model, Recipe, Use
 from luthier.store import stage_record
@@ -280,14 +281,18 @@ def seconds_a_step(bench: Bench, name: str, sized: Mapping[str, tuple[int, int]]
                 decoder, optimizer, data, plan = ways[technique]
                 before = replace(progress[technique], stopped=None)
                 one = replace(plan, n_steps=i + 1, validate_every=sys.maxsize, patience=None)
-                after = fit(decoder, optimizer, [CrossEntropy()], data, one, before, forget, forget)
+                after = fit(decoder, optimizer, [CrossEntropy()], data, one, before, NoKeeper(), Quiet())
                 progress[technique] = after
                 seen[technique].append(after.seconds - before.seconds)
     return {technique: statistics.median(found[1:]) for technique, found in seen.items()}
 
 
-def forget(*_: Any, **__: Any) -> None:
-    """Neither checkpoints nor progress are wanted."""
+class NoKeeper:
+    """No checkpoints are wanted."""
+
+    def save(self, *_: Any) -> None: ...
+
+    def restore(self, *_: Any) -> None: ...
 
 
 # -- the comparison --------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
-"""A training that dies in the middle of a step, as by kill -9, and is begun again."""
+"""A training that dies between two steps, as by kill -9, and is begun again."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,31 @@ class Killed(BaseException):
     pass
 
 
-def train_killed_once(
-    recipe: Recipe, data: Path, base: Base, out: Path, monkeypatch: pytest.MonkeyPatch, folder: Path = Path()
-) -> None:
-    """Train, die before the fourth update, and train on."""
-    real_step = loop._step
+@contextmanager
+def dying(after: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is trained in here dies after so many updates."""
+    real_step = loop._Steps.__call__
 
-    def step_or_die(*args: Any) -> Progress | None:
-        if next(a for a in args if isinstance(a, Progress)).step == 3:
+    def step_or_die(steps: loop._Steps, progress: Progress, interrupted: Any) -> Progress | None:
+        if progress.step == after:
             raise Killed
-        return real_step(*args)
+        return real_step(steps, progress, interrupted)
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(loop, "_step", step_or_die)
+        patched.setattr(loop._Steps, "__call__", step_or_die)
+        yield
+
+
+def train_killed_once(
+    recipe: Recipe,
+    data: Path,
+    base: Base,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path = Path(),
+    after: int = 3,
+) -> None:
+    """Train, die, and train on."""
+    with dying(after, monkeypatch):
         train(recipe, data, base, out, folder=folder)
     train(recipe, data, base, out, folder=folder)

@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from luthier import template
 from luthier.conversation import Conversation, Message, make_conversation
 from luthier.encode import Encoded, Encoder
 from luthier.errors import DataError, ModelError
-from luthier.models import Base, load_tokenizer
+from luthier.models import Base, find_base, load_tokenizer
 
 by_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 on_fixtures = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -585,3 +586,28 @@ def test_a_tokenizer_without_a_fast_backend_is_refused() -> None:
 
     with pytest.raises(ModelError, match="LU-M020 Slow"):
         Encoder(Slow())
+
+
+HOSTILE = {
+    "looks for what Python has": "{{ messages.__class__.__mro__[-1].__subclasses__() }}",
+    "reads a file": "{{ ''.__class__.__base__.__subclasses__()[0].__init__.__globals__ }}",
+    "changes what it is given": "{% set _ = messages.append(1) %}{{ messages }}",
+    "counts to a number without end": "{% for i in range(10**12) %}x{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_template_may_not_do_what_it_likes(tiny: Path, what: str) -> None:
+    tokenizer = load_tokenizer(find_base(str(tiny)))
+    tokenizer.chat_template = HOSTILE[what]
+    with pytest.raises(DataError, match="LU-D054 .*the chat template refuses this conversation"):
+        Encoder(tokenizer)(chat("Who are you?"))
+
+
+def test_a_template_that_does_not_end_is_ended(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "RENDER_S", 0.2)
+    tokenizer = load_tokenizer(find_base(str(tiny)))
+    loop = "{% for i in range(90000) %}"
+    tokenizer.chat_template = f"{loop}{loop}{loop}{{% endfor %}}{{% endfor %}}{{% endfor %}}"
+    with pytest.raises(DataError, match=r"LU-D054 .*has not ended after 0\.2 s"):
+        Encoder(tokenizer)(chat("Who are you?"))

@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from luthier import interrupts
-from luthier.interrupts import Interrupted, deferred
+from luthier.interrupts import Interrupted, deferred, within
 
 SIGNALS = pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 
@@ -107,3 +108,33 @@ try: print('ready', flush=True); time.sleep(60)\nexcept interrupts.Interrupted a
     child.send_signal(signum)
     assert child.wait(timeout=60) == exit_code
     child.stdout.close()
+
+
+def test_what_takes_longer_than_it_may_is_ended() -> None:
+    with pytest.raises(TimeoutError), within(0.05):
+        while True:
+            pass
+
+
+def test_a_time_limit_leaves_handler_and_timer_as_they_were() -> None:
+    def rung(_: int, __: object) -> None: ...
+
+    before = signal.signal(signal.SIGALRM, rung)
+    signal.setitimer(signal.ITIMER_REAL, 50.0)
+    with within(10.0):
+        pass
+    left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    assert 49 < left <= 50 and signal.signal(signal.SIGALRM, before) is rung
+
+
+def test_outside_of_the_main_thread_there_is_no_limit() -> None:
+    done: list[int] = []
+
+    def work() -> None:
+        with within(0.0):
+            done.append(1)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done

@@ -360,6 +360,15 @@ def test_what_cannot_be_judged_stops_before_training(project: Path) -> None:
     assert not list(project.glob("runs/*/train"))
 
 
+def test_a_runs_own_recipe_that_has_changed_is_not_run(project: Path) -> None:
+    done = lifecycle.run(project / "recipe.yaml", workspace=project / "runs", until="prepare")
+    kept = done.folder / "recipe.yaml"
+    kept.write_text(kept.read_text().replace("seed: 3", "seed: 7"))
+    with pytest.raises(RunError, match=r"LU-U047 .*recipe\.yaml"):
+        lifecycle.run(done.folder, until="prepare")
+    run(project)  # which knows its recipe
+
+
 def test_a_run_whose_files_are_damaged_is_said(project: Path) -> None:
     done, _ = run(project)
     folder, origin = done.folder, (done.folder / "run.json").read_text()

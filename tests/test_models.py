@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import pickle
 import random
 import shutil
 import subprocess
@@ -443,6 +445,80 @@ def test_a_model_that_cannot_be_loaded_is_refused(tiny: Path, tmp_path: Path, wh
     copy = copied(tiny, tmp_path / "copy")
     UNLOADABLE[what](copy)
     assert str(copy) in refused(lambda: load_model(find_base(str(copy))), "LU-M004")
+
+
+def lying(folder: Path, header: bytes, length: int | None = None) -> None:
+    """Weights whose header says what is not so."""
+    size = len(header) if length is None else length
+    (folder / "model.safetensors").write_bytes(size.to_bytes(8, "little") + header + b"\0" * 64)
+
+
+def entry(name: str, start: int, stop: int, shape: list[int]) -> str:
+    return json.dumps({name: {"dtype": "F32", "shape": shape, "data_offsets": [start, stop]}})[1:-1]
+
+
+LIES: dict[str, Callable[[Path], None]] = {
+    "a header as long as the disk": lambda f: lying(f, b"{}", 2**62),
+    "weights over each other": lambda f: lying(f, f"{{{entry('a', 0, 64, [16])}, {entry('b', 8, 72, [16])}}}".encode()),
+    "more numbers than bytes": lambda f: lying(f, f"{{{entry('a', 0, 64, [2**40])}}}".encode()),
+    "behind its end": lambda f: lying(f, f"{{{entry('a', 0, 2**40, [2**38])}}}".encode()),
+    "a header that is none": lambda f: lying(f, b"[" * 5000),
+}
+
+
+@pytest.mark.parametrize("what", LIES)
+def test_weights_whose_header_lies_are_refused(tiny: Path, tmp_path: Path, what: str) -> None:
+    copy = copied(tiny, tmp_path / "copy")
+    LIES[what](copy)
+    assert str(copy) in refused(lambda: load_model(find_base(str(copy))), "LU-M004")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(tiny: Path, tmp_path: Path, value: float) -> None:
+    copy = copied(tiny, tmp_path / "copy")
+    rewrite(copy, lambda w: w["model.layers.1.mlp.up_proj.weight"][3, 4].fill_(value))
+    said = refused(lambda: load_model(find_base(str(copy))), "LU-M015")
+    assert "model.layers.1.mlp.up_proj.weight holds numbers that are not finite" in said
+
+
+class Trap:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self._path,)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
+def test_pickled_weights_are_refused_and_never_loaded(tiny: Path, tmp_path: Path, name: str) -> None:
+    copy = copied(tiny, tmp_path / "copy")
+    (copy / "model.safetensors").unlink()
+    (copy / name).write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    assert name in refused(lambda: find_base(str(copy)), "LU-M014")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_pickle_beside_safetensors_is_not_looked_at(tiny: Path, tmp_path: Path) -> None:
+    copy = copied(tiny, tmp_path / "copy")
+    for name in ("pytorch_model.bin", "training_args.bin", "tokenizer.pkl"):
+        (copy / name).write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    load_model(find_base(str(copy)))
+    load_tokenizer(find_base(str(copy)))
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_code_that_a_model_brings_is_not_run(tiny: Path, tmp_path: Path) -> None:
+    copy = copied(tiny, tmp_path / "copy")
+    (copy / "model_code.py").write_text(
+        f"open({str(tmp_path / 'sprung')!r}, 'w')\nclass Config: pass\nclass Model: pass\n"
+    )
+    config = json.loads((copy / "config.json").read_text()) | {"model_type": "from_the_future"}
+    maps = {"AutoConfig": "model_code.Config", "AutoModelForCausalLM": "model_code.Model"}
+    (copy / "config.json").write_text(json.dumps(config | {"auto_map": maps}))
+    assert "code of its own" in refused(lambda: load_model(find_base(str(copy))), "LU-M016")
+    assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"version": "9"}'])

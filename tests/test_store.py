@@ -47,7 +47,7 @@ def finish(run: Path, key: str = "key", stage: str = "train", files: dict[str, b
     record = RunRecord(**settings, inputs={}, started="then", finished="now", seconds=1.0, device="cpu", threads=1)
     record.write(run / stage / "record.json")
     os.utime(run, (mtime, mtime))
-    return record
+    return RunRecord.read(run / stage / "record.json")
 
 
 def test_artifacts_are_all_files_below_with_size_and_hash(tmp_path: Path) -> None:
@@ -78,6 +78,18 @@ def test_a_folders_hash_follows_names_and_contents_only(tmp_path: Path) -> None:
     (tmp_path / "four" / "train" / "model" / "empty").rename(tmp_path / "four" / "train" / "model" / "void")
     one, two, three, four = (folder_hash(tmp_path / n / "train") for n in ("one", "two", "three", "four"))
     assert one == two and len({one, three, four}) == 3
+
+
+def test_no_bit_of_a_record_changes_unseen(tmp_path: Path) -> None:
+    finish(make_run(tmp_path, "shop-1"))
+    path = tmp_path / "shop-1" / "train" / "record.json"
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 3):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        with pytest.raises(RunError, match=r"LU-U008 .*record\.json"):
+            RunRecord.read(path)
 
 
 def test_a_stage_without_a_record_is_not_done(tmp_path: Path) -> None:

@@ -48,6 +48,9 @@ Quietly = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but th
 RUNS = Path("runs")
 
 
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
 def main() -> None:
     """Run the command and exit with its code; a person's mistake never shows a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -64,8 +67,9 @@ def main() -> None:
             _fail(f"LU-U000 {error.format_message()}", 2)
         if "LUTHIER_DEBUG" in os.environ:
             raise
-        if isinstance(error, OSError) and (error.filename or error.errno == errno.ENOSPC):
-            _fail(f"LU-U019 {error.filename or 'disk'}: {error.strerror}\n    -> name another place, or make room", 2)
+        if isinstance(error, OSError) and (error.filename or error.errno in DISK_ERRORS):
+            advice = "name another place, make room or mend the disk; the same command then goes on"
+            _fail(f"LU-U019 {error.filename or 'disk'}: {error.strerror}\n    -> {advice}", 2)
         import traceback
 
         last = traceback.extract_tb(error.__traceback__)[-1]

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from luthier.faults import reach
+
 Role = Literal["system", "user", "assistant", "tool", "text"]
 ROLES: tuple[str, ...] = ("system", "user", "assistant", "tool", "text")
 Side = Literal["train", "validation", "test"]
@@ -161,6 +163,7 @@ def write_conversations(path: Path, conversations: Iterable[Conversation]) -> No
 
 def read_conversations(path: Path, without: Set[str] = frozenset()) -> Iterator[Conversation]:
     """Reads what `write_conversations` wrote, but for rows that were made by the methods `without`."""
+    reach("read")
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             conversation = Conversation.model_validate_json(line)

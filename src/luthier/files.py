@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from luthier.faults import reach
+
 SETTLED_S = 2.0
 """A file that changed so lately may change again without another time: some systems' clocks tick in seconds."""
 
@@ -45,9 +47,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as out:
+            reach("write")
             out.write(content)
             out.flush()
-            os.fsync(out.fileno())
+            _sync(out.fileno())
+        reach("rename")
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -59,9 +63,25 @@ def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    reach("sync")
+    os.fsync(descriptor)
+
+
+def delete_folder(folder: Path) -> None:
+    """Delete a folder if it is there: crashes see all of it under its name, or nothing."""
+    going = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        shutil.rmtree(going, ignore_errors=True)
+        reach("rename")
+        folder.rename(going)
+    reach("delete")
+    shutil.rmtree(going, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -70,21 +90,26 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
 
     Crashes see the old folder or the new one; between the two renames that replace one, none.
     """
-    building, old = (folder.with_name(f".{folder.name}.{what}") for what in ("building", "old"))
+    building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     yield building
+    reach("write")
     for path in (*building.rglob("*"), building):
         if path.is_dir():
             sync_folder(path)
         else:
             with path.open("rb") as file:
-                os.fsync(file.fileno())
+                _sync(file.fileno())
+    old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():  # moved aside first: a deletion that is cut short would leave half of it
+        reach("rename")
         folder.rename(old)
+    reach("rename")
     building.rename(folder)
     sync_folder(folder.parent)
+    reach("delete")
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: at once where nothing can break, after the step in flight where something could.
+"""Ctrl-C and SIGTERM: at once where nothing can break, after the step in flight where something could. And time limits.
 
 Commands install the handlers once. Inside `deferred()` a signal is only noted, and the block decides when
 its state is whole; a second signal of the same kind is not needed and does nothing worse.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -50,3 +51,21 @@ def deferred() -> Iterator[Callable[[], Interrupted | None]]:
         if not _deferring and (signum := _pending) is not None:
             _pending = None
             raise Interrupted(signum)
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in Python code that runs longer, in the main thread and where the system has such a timer."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, outer = signal.signal(signal.SIGALRM, _late), signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *outer)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _late(_: int, __: FrameType | None) -> None:
+    raise TimeoutError

@@ -118,6 +118,8 @@ def _load(folder: Path) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = load_file(folder / "adapter_model.safetensors")
     except SafetensorError as error:
         raise ValueError(str(error)) from None
+    if strange := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+        raise ValueError(f"{strange[0]} holds numbers that are not finite")
     return weights
 
 

@@ -33,6 +33,7 @@ BUILT_IN = {
     ),
 }  # fmt: skip
 """Name -> (package that brings the GGUF, how to install it, the model's name on the hub, its licence)."""
+PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def find_base(name: str, folder: Path = Path()) -> Base:
     """A built-in name, a .gguf file, a folder (both relative to `folder`), or a hub name.
 
     Raises ModelError LU-M001 (not found), LU-M002 (its package is missing), LU-M003 (damaged cache), LU-M004
-    (a .gguf file that cannot be read).
+    (a .gguf file that cannot be read), LU-M014 (pickled weights).
     """
     if name in BUILT_IN:
         package, install, public, licence = BUILT_IN[name]
@@ -78,8 +79,18 @@ def find_base(name: str, folder: Path = Path()) -> Base:
             raise ModelError.of(
                 "LU-M001", name, "the folder holds no config.json", "give a folder that from_pretrained can load"
             )
+        _refuse_pickles(name, path)
         return Base(name, path, _public_name(path), _fingerprint(path), _licence(path))
     return _from_hub(name)
+
+
+def _refuse_pickles(name: str, folder: Path) -> None:
+    """Raises ModelError LU-M014 where the weights are pickled and not in safetensors."""
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
+    if pickled and not any(folder.glob("*.safetensors")):
+        found = f"its weights are pickled ({', '.join(pickled[:3])}): to load them can run any code"
+        advice = "take its safetensors, or convert it where nothing can be lost: from_pretrained, then save_pretrained"
+        raise ModelError.of("LU-M014", name, found, advice)
 
 
 def _gguf_of_package(name: str, package: str, install: str) -> Path:
@@ -217,7 +228,7 @@ def held_in(precision: Precision) -> torch.dtype | None:
 
 
 def load_tokenizer(base: Base) -> Any:
-    """Raises ModelError LU-M004, LU-M021."""
+    """Raises ModelError LU-M004, LU-M016, LU-M021."""
     from transformers import AutoTokenizer
 
     with quiet_transformers(), _blaming(base.name):
@@ -235,7 +246,8 @@ def load_model(
 ) -> nn.Module:
     """The base model, in evaluation mode; `quantize`: with its linear layers in few bits.
 
-    Raises ModelError LU-M004, LU-M002 (a form's package is missing), LU-M021.
+    Raises ModelError LU-M004, LU-M002 (a form's package is missing), LU-M015 (weights that are not finite), LU-M016 (it
+    needs code of its own), LU-M021.
     """
     from transformers import AutoModelForCausalLM
 
@@ -244,10 +256,18 @@ def load_model(
     more = while_loading(quantize, device) if quantize else {}
     with quiet_transformers(), _blaming(base.name):
         model, found = AutoModelForCausalLM.from_pretrained(
-            base.folder, dtype=dtype or pick_dtype(device), trust_remote_code=False, output_loading_info=True, **more
+            base.folder,
+            dtype=dtype or pick_dtype(device),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **more,
         )
     if missing := sorted(found["missing_keys"]):  # transformers would draw them at random and warn
         raise ModelError.of("LU-M004", base.name, f"{len(missing)} of its weights are missing: {missing[0]} ...")
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not bool(weight.detach().sum().isfinite()) and not weight.isfinite().all():
+            raise ModelError.of("LU-M015", base.name, f"{name} holds numbers that are not finite", "fetch it again")
     if base.new_tokens:
         add_rows(model, load_tokenizer(base.unchanged), load_tokenizer(base), base.new_tokens)
     return model.to(device).eval()  # type: ignore[no-any-return]
@@ -259,6 +279,12 @@ def _blaming(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            found, advice = (
+                "it brings code of its own (auto_map), which is not run",
+                "take a base that transformers knows",
+            )
+            raise ModelError.of("LU-M016", name, found, advice) from None
         raise ModelError.of("LU-M004", name, f"transformers cannot load it: {first_line(error)}") from error
 
 

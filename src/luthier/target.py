@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from luthier import keys
 from luthier import recipe as recipes
 from luthier.errors import RunError
-from luthier.files import locked, sync_folder, write_atomically
+from luthier.files import locked, sha256_of, sync_folder, write_atomically
 from luthier.progress import Reporter
 from luthier.records import Verdict
 from luthier.settings import Recipe
@@ -48,7 +48,8 @@ def open_target(target: str | Path, overrides: tuple[str, ...], report: Reporter
     """The recipe that `target` means, and the folder from which its paths count."""
     path = Path(target)
     if (path / "run.json").is_file():
-        origin, tree = _origin(path), recipes.read_tree(path / "recipe.yaml")
+        origin = _origin(path)
+        tree = recipes.read_tree(path / "recipe.yaml")
         return recipes.validate(recipes.override(tree, overrides), str(path / "recipe.yaml"), origin), origin
     if path.suffix in (".yaml", ".yml"):
         return recipes.load(path, overrides), path.parent
@@ -67,13 +68,20 @@ def open_target(target: str | Path, overrides: tuple[str, ...], report: Reporter
 
 
 def _origin(folder: Path) -> Path:
-    """Where a run's recipe lay when it was last run. Raises RunError LU-U008."""
+    """Where a run's recipe lay when it was last run. Raises RunError LU-U008, LU-U047 where the run's own recipe has
+    changed."""
     path = folder / "run.json"
     try:
-        return Path(json.loads(path.read_bytes())["origin"])
+        said = json.loads(path.read_bytes())
+        origin = Path(said["origin"])
     except (OSError, ValueError, KeyError, TypeError):
         advice = "run the recipe again, which writes it anew, or write " + '{"origin": "the folder of the recipe"}'
         raise RunError.of("LU-U008", str(path), "does not say where the recipe lay", advice) from None
+    kept = folder / "recipe.yaml"
+    if said.get("recipe", "") not in ("", sha256_of(kept) if kept.is_file() else None):
+        found = "has changed, or run.json has, since the run began"
+        raise RunError.of("LU-U047", str(kept), found, "run the recipe itself; settings are changed by --set")
+    return origin
 
 
 def base_of(recipe: Recipe, origin: Path) -> Base:
@@ -96,10 +104,11 @@ def folder_of(recipe: Recipe, origin: Path, workspace: Path) -> Path:
 
 def keep_recipe(recipe: Recipe, origin: Path, folder: Path) -> None:
     """The recipe as it was first run, and where it lies now."""
-    record = json.dumps({"origin": str(origin.resolve())}).encode() + b"\n"  # which changes when a project is moved
     written = (folder / "run.json").is_file()
     if not written:
         write_atomically(folder / "recipe.yaml", recipes.to_yaml(recipe).encode())
+    where = str(origin.resolve())  # which changes when a project is moved
+    record = json.dumps({"origin": where, "recipe": sha256_of(folder / "recipe.yaml")}).encode() + b"\n"
     if not written or (folder / "run.json").read_bytes() != record:
         write_atomically(folder / "run.json", record)
         sync_folder(folder)

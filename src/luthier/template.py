@@ -19,10 +19,13 @@ from typing import Any
 from luthier.conversation import Conversation, Message
 from luthier.errors import DataError, printable
 from luthier.guard import CLOSE, OPEN, Guard, any_of
+from luthier.interrupts import within
 
 Fail = Callable[..., DataError]
 """DataError.of with the place filled in."""
 STAND_IN = f"{OPEN}here{CLOSE}"
+RENDER_S = 10.0
+"""A template is a program; one that takes longer for one conversation never ends."""
 _SPACE = re.compile(r"\s*")
 
 
@@ -78,7 +81,8 @@ class Template:
         """Templates of models that see pictures go through the parts of a content, and lose a plain text."""
         for content in ("probe", [{"type": "text", "text": "probe"}]):
             try:
-                text = self._tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+                with within(RENDER_S):
+                    text = self._tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
             except Exception:  # a template may raise anything; a conversation's own rendering says what
                 continue
             if "probe" in text and "'probe'" not in text:
@@ -91,9 +95,13 @@ class Template:
             found = "the base model's tokenizer has no chat template"
             raise fail("LU-D054", found=found, advice="use an instruction-tuned base, or data with a `text` column")
         try:
-            rendered: str = self._tokenizer.apply_chat_template(
-                messages, tools=tools or None, tokenize=False, add_generation_prompt=generation_prompt
-            )
+            with within(RENDER_S):
+                rendered: str = self._tokenizer.apply_chat_template(
+                    messages, tools=tools or None, tokenize=False, add_generation_prompt=generation_prompt
+                )
+        except TimeoutError:
+            found = f"the chat template has not ended after {RENDER_S:g} s"
+            raise fail("LU-D054", found=found, advice="look at the template: it is a program of the base's") from None
         except Exception as error:  # a template may raise anything
             found = f"the chat template refuses this conversation: {printable(str(error))}"
             raise fail("LU-D054", found=found) from None

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luthier import kept
 from luthier.chat import Chat, Reply, choosing, scripted
 from luthier.conversation import Message
 from luthier.errors import EvaluationError, RecipeError
@@ -467,7 +468,7 @@ def test_verdicts_are_kept(tmp_path: Path) -> None:
         judged(tmp_path, chat, both(), **change)
         assert chat.n == before + 80, change
     (path, *_) = sorted((tmp_path / "answers").glob("judge-*.jsonl"), key=lambda p: p.stat().st_size, reverse=True)
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = kept.rows(path)
     assert all({"key", "value", "said", "model"} == row.keys() for row in rows) and "I think so." in rows[0]["said"]
 
 

@@ -23,7 +23,7 @@ from luthier.decoder import Decoder
 from luthier.encode import Encoded
 from luthier.models import quiet_transformers
 from luthier.settings import Train
-from luthier.train import checkpoint
+from luthier.train.checkpoint import Checkpoints
 from luthier.train.loop import backward
 from luthier.train.optim import make_optimizer
 from luthier.train.terms import CrossEntropy
@@ -190,11 +190,12 @@ def test_an_optimizer_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
         for stop in stops:
             weight = nn.Parameter(torch.ones(64, 64, device="cuda"))
             optimizer = make_optimizer({"w": weight}, Train())
-            checkpoint.resume(tmp_path / name, {"w": weight}, optimizer, print)
-            for _ in range(done, stop):
-                weight.grad = torch.full_like(weight, 0.5)
-                optimizer.step()
-            checkpoint.save(tmp_path / name, stop, {"w": weight}, optimizer, {}, stop)
+            with Checkpoints(tmp_path / name, {"w": weight}, optimizer, print) as checkpoints:
+                checkpoints.resume()
+                for _ in range(done, stop):
+                    weight.grad = torch.full_like(weight, 0.5)
+                    optimizer.step()
+                checkpoints.save(stop, {"best_step": stop}, stop)
             done = stop
         ends.append(weight.detach())
     assert torch.equal(*ends)

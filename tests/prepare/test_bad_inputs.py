@@ -247,6 +247,26 @@ def test_a_fault_of_the_template_stops_at_once(prepare_lines: Lines) -> None:
         prepare_lines(encoder=no_template)
 
 
+def test_a_name_that_cannot_be_shown_is_escaped(tmp_path: Path) -> None:
+    name = "a\u202eb\n.jsonl"
+    (tmp_path / name).write_text("\n".join(GOOD))
+    sources_of = {conversation.source for conversation in run(tmp_path, sources=[{"path": name}]).all()}
+    assert sources_of == {f"a\\u202eb\\n.jsonl:{n}" for n in range(1, ROW)}
+    (tmp_path / name).write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(DataError) as caught:
+        run(tmp_path, sources=[{"path": name}])
+    [problem] = caught.value.problems
+    assert (problem.where + problem.advice).isprintable()
+
+
+def test_a_number_of_thousands_of_digits_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    rows = [*GOOD, '{"messages": ' + "9" * 5000 + "}"]
+    (tmp_path / "data.json").write_text("[" + ",\n".join(rows) + "]")
+    prepared = run(tmp_path, sources=[{"path": "data.json"}])
+    assert [(r["code"], r["where"]) for r in prepared.rejects()] == [("LU-D001", f"data.json:{ROW}")]
+    assert len(prepared.all()) == len(GOOD)
+
+
 CSV = 'text,label\n"one, two",a\n\nthree,b,c\n"four\nfive",b\n"x"y,a\nOl\u00e9,a\n'
 
 
@@ -279,3 +299,19 @@ def test_leak_across_given_sides(tmp_path: Path) -> None:
 
     cleaned = run(tmp_path, sources=[{"path": "data"}], split=split, clean=[{"use": "dedupe"}])
     assert cleaned.report.sides == {"train": 6, "validation": 0, "test": 3}, "the training copy goes"
+
+
+def test_white_space_before_the_first_row(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text("\n" * (2 * sources.HEAD_BYTES) + "\n".join(GOOD))
+    assert len(run(tmp_path, sources=[{"path": "data.jsonl"}]).all()) == len(GOOD)
+    (tmp_path / "data.jsonl").write_text(" " * (2 * sources.HEAD_BYTES))
+    with pytest.raises(DataError, match="LU-D014"):
+        run(tmp_path, sources=[{"path": "data.jsonl"}])
+
+
+def test_a_column_that_cannot_be_shown_is_escaped_in_advice(tmp_path: Path) -> None:
+    rows = [json.dumps({"a\x1b[1m": f"one {n}", "b\u202e": f"two {n}"}) for n in range(9)]
+    (tmp_path / "data.jsonl").write_text("\n".join(rows))
+    with pytest.raises(DataError, match="LU-D101") as caught:
+        run(tmp_path, sources=[{"path": "data.jsonl"}])
+    assert caught.value.problems[0].advice.isprintable()

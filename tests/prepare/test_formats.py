@@ -11,6 +11,7 @@ import pytest
 
 from luthier.conversation import Conversation, Message
 from luthier.encode import Encoder
+from luthier.errors import DataError
 from luthier.models import find_base, load_tokenizer
 from luthier.prepare.chats import ROLE_NAMES
 from luthier.prepare.detect import detect
@@ -141,6 +142,8 @@ def test_only_answers_that_people_found_good_are_learned(tmp_path: Path) -> None
     assert next(s for s in prepared.report.steps if s.name == "rated").dropped == {"rated bad": 10}
     assert all(c.rating for c in prepared.all()) and len(prepared.all()) == 20
     assert fault(rows[0] | {"label": 7}, fields={"rating": "label"}, format="rated")[0] == "LU-D042"
+    with pytest.raises(DataError, match="LU-D048 all 30 rows are rated bad"):
+        run_rows(tmp_path, [row | {"label": False} for row in rows])
 
 
 def run_rows(folder: Path, rows: list[dict[str, Any]], **data: Any) -> Prepared:

@@ -193,3 +193,26 @@ def test_recall_of_planted_values(data_dir: Path) -> None:
     missed = {kind: named[kind] - hit[kind] for kind in named if hit[kind] < named[kind]}
     assert set(named) == set(privacy.KINDS) and min(named.values()) > 350
     assert missed == {"phone": 2}
+
+
+@pytest.mark.parametrize("one", ["+49 30 1234567", "(020) 7946 0958"])
+def test_values_that_touch_each_other_are_found_when_the_one_before_is_gone(one: str) -> None:
+    text = f"Call {one * 40} now, or {one} {one}."
+    step_by_step = text
+    while values := privacy.find(step_by_step):
+        first = values[0]
+        step_by_step = f"{step_by_step[: first.start]}<{first.kind.upper()}>{step_by_step[first.end :]}"
+    assert privacy.masked(text) == step_by_step and one not in privacy.masked(text)
+
+
+def test_thousands_of_values_in_a_row_take_no_round_each() -> None:
+    """A round looks at the whole text."""
+    looked = []
+
+    def counted(text: str) -> list[privacy.Value]:
+        looked.append(len(text))
+        return privacy.find(text)
+
+    text = "+49 30 1234567" * 3000
+    assert privacy.replaced(text, counted, lambda _: "<P>") == "<P>" * 3000
+    assert sum(looked) < 100 * len(text)

@@ -24,8 +24,9 @@ from evidence import (
 )
 
 from luthier.page import words
-from luthier.records import KeptAugmentation
+from luthier.records import BadStep, KeptAugmentation
 from luthier.release import wording
+from luthier.release.card import model_card
 from luthier.release.evidence import (
     GENERAL,
     TITLES,
@@ -333,6 +334,17 @@ def test_verdict_in_words():
     assert "All 2 rules hold." in report_html(PASSES)
     assert "neither a pass nor a fail" in report_html(UNDERPOWERED)
     assert HOSTILE not in report_html(hostile())
+
+
+def test_the_page_and_the_card_say_from_which_steps_nothing_was_learned():
+    bad = tuple(BadStep(step=s, why="the gradient norm is nan") for s in (7, 9))
+    made = replace(PASSES, training=PASSES.training.model_copy(update={"bad_steps": bad}))
+    assert (
+        "Nothing was learned from 2 steps: 7 (the gradient norm is nan), 9 (the gradient"
+        in Page(report_html(made)).text
+    )
+    assert "Nothing was learned from 2 steps whose gradient" in model_card(made)
+    assert "Nothing was learned" not in Page(report_html(PASSES)).text + model_card(PASSES)
 
 
 def test_the_page_names_the_released_weights_also_where_they_are_not_the_best():

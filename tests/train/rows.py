@@ -11,6 +11,15 @@ from luthier import recipe as recipes
 from luthier.conversation import Conversation, Message, make_conversation, write_conversations
 from luthier.settings import Recipe
 
+
+class NoKeeper:
+    """Keeps nothing of a training."""
+
+    def save(self, step: int, progress: dict[str, Any], best_step: int) -> None: ...
+
+    def restore(self, step: int) -> None: ...
+
+
 WORDS = "the kettle lid is blue and holds seven cups of tea while rain falls on the green garden shed".split()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from killed import dying
 from rows import conversations, make_recipe, prepared
 from test_models import FUSED
 from test_trunk import check_equal, loss_and_gradient
@@ -19,9 +20,9 @@ from luthier.encode import Encoded, Encoder
 from luthier.models import find_base, load_model, load_tokenizer
 from luthier.progress import Quiet
 from luthier.settings import Full, Lora
-from luthier.train import loop, train
+from luthier.train import train
 from luthier.train.data import StepData
-from luthier.train.loop import Progress, mean_nll
+from luthier.train.loop import mean_nll
 from luthier.trunk import kept_trunk
 
 UPPER = r".*layers\.1\..*_proj"
@@ -86,18 +87,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     straight = train(recipe, data, base, tmp_path / "straight")
     assert straight.path == f"{FUSED}; layer 0 once per example; in {digits}" and straight.steps == 10
     assert straight.checks[-1].nll < straight.checks[0].nll
-    real_step = loop._step
-    for kill_at in (0, 3, 7, 9):
-
-        def step_or_die(*args: Any, at: int = kill_at) -> Progress | None:
-            if next(a for a in args if isinstance(a, Progress)).step == at:
-                raise KeyboardInterrupt
-            return real_step(*args)
-
-        monkeypatch.setattr(loop, "_step", step_or_die)
-        with pytest.raises(KeyboardInterrupt):
+    for after in (0, 3, 7, 9):
+        with dying(after, monkeypatch):
             train(recipe, data, base, tmp_path / "killed")
-    monkeypatch.setattr(loop, "_step", real_step)
     resumed = train(recipe, data, base, tmp_path / "killed")
     weights = [tmp_path / name / "model" / "adapter_model.safetensors" for name in ("straight", "killed")]
     assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import signal
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rows import conversations, make_recipe, prepared
+from killed import dying, train_killed_once
+from rows import NoKeeper, conversations, make_recipe, prepared
 from torch import Tensor, nn
 
+from luthier import interrupts
 from luthier.adapt import adapt, trainable
 from luthier.batch import make_batch
 from luthier.decoder import Decoder
@@ -19,6 +23,7 @@ from luthier.encode import Encoded, Encoder
 from luthier.errors import DataError, Stopped
 from luthier.interrupts import Interrupted
 from luthier.models import find_base, load_model, load_tokenizer
+from luthier.progress import Quiet
 from luthier.settings import Full, Lora
 from luthier.train import CURVE_POINTS, _thinned, checkpoint, loop, train
 from luthier.train.data import StepData
@@ -134,10 +139,6 @@ def test_a_step_is_a_pure_function_of_seed_and_step(tiny: Path) -> None:
 # -- resuming ---------------------------------------------------------------------------------------------------------
 
 
-class Killed(Exception):
-    """Stands for a kill: nothing is saved on the way out."""
-
-
 def adapter_bytes(out: Path) -> bytes:
     return (out / "model" / "adapter_model.safetensors").read_bytes()
 
@@ -149,33 +150,29 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     data, base = prepared(tmp_path / "data"), find_base(str(tiny))
     recipe = make_recipe(adapt={"method": "lora", "rank": 4, "dropout": dropout})
     straight = train(recipe, data, base, tmp_path / "straight")
-    real_step = loop._step
-    for kill_at in (0, 3, 7):
-
-        def step_or_die(*args: object, at: int = kill_at) -> Progress | None:
-            progress = next(a for a in args if isinstance(a, Progress))
-            if progress.step == at:
-                raise Killed
-            return real_step(*args)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(loop, "_step", step_or_die)
-        with pytest.raises(Killed):
+    for after in (0, 3, 7):
+        with dying(after, monkeypatch):
             train(recipe, data, base, tmp_path / "killed")
-    monkeypatch.setattr(loop, "_step", real_step)
     resumed = train(recipe, data, base, tmp_path / "killed")
     assert adapter_bytes(tmp_path / "killed") == adapter_bytes(tmp_path / "straight")
     assert resumed.checks == straight.checks and resumed.curve == straight.curve
 
 
-def test_a_signal_saves_the_last_finished_step(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import signal
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """As a command handles them."""
+    interrupts.install()
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    from luthier import interrupts
 
+def test_a_signal_saves_the_last_finished_step(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None
+) -> None:
     data, base = prepared(tmp_path / "data"), find_base(str(tiny))
     recipe = make_recipe(save_every_s=1000.0)
     train(recipe, data, base, tmp_path / "straight")
-    interrupts.install()
     real = loop.backward
 
     def interrupted_backward(*args: object) -> Tensor:
@@ -185,17 +182,40 @@ def test_a_signal_saves_the_last_finished_step(tiny: Path, tmp_path: Path, monke
 
     counter = iter(range(1000))
     monkeypatch.setattr(loop, "backward", interrupted_backward)
-    try:
-        with pytest.raises(Interrupted) as stop:
-            train(recipe, data, base, tmp_path / "stopped")
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with pytest.raises(Interrupted) as stop:
+        train(recipe, data, base, tmp_path / "stopped")
     assert stop.value.exit_code == 143
     assert checkpoint.steps_in(tmp_path / "stopped" / "checkpoints")[-1] == 5, "the step in flight was finished"
     monkeypatch.setattr(loop, "backward", real)
     train(recipe, data, base, tmp_path / "stopped")
     assert adapter_bytes(tmp_path / "stopped") == adapter_bytes(tmp_path / "straight")
+
+
+def test_a_signal_during_a_validation_ends_it_and_it_is_made_again(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None
+) -> None:
+    data, base = prepared(tmp_path / "data"), find_base(str(tiny))
+    recipe = make_recipe(save_every_s=1000.0)
+    straight = train(recipe, data, base, tmp_path / "straight")
+    real, scored = loop.score, iter(range(1000))
+
+    def score(*args: Any) -> Tensor:
+        if next(scored) == 2:  # in the second validation: each scores one batch here
+            signal.raise_signal(signal.SIGTERM)
+        return real(*args)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(loop, "score", score)
+        patched.setattr(StepData, "valid", lambda self: [*real_valid(self)] * 2)
+        train(recipe, data, base, tmp_path / "stopped")
+    [*_, last] = checkpoint.steps_in(tmp_path / "stopped" / "checkpoints")
+    assert last == straight.checks[1].step, "the step before it was saved"
+    resumed = train(recipe, data, base, tmp_path / "stopped")
+    assert resumed.checks == straight.checks
+    assert adapter_bytes(tmp_path / "stopped") == adapter_bytes(tmp_path / "straight")
+
+
+real_valid = StepData.valid
 
 
 # -- what is kept, and when it stops ----------------------------------------------------------------------------------
@@ -211,9 +231,7 @@ def scripted_fit(nlls: list[float], patience: int | None, monkeypatch: pytest.Mo
     script = iter(nlls)
     monkeypatch.setattr(loop, "mean_nll", lambda *_: next(script))
     optimizer = make_optimizer(trainable(model), make_recipe().train)
-    return fit(
-        Decoder(model), optimizer, [CrossEntropy()], data, plan, Progress(), lambda _: None, lambda *_, **__: None
-    )
+    return fit(Decoder(model), optimizer, [CrossEntropy()], data, plan, Progress(), NoKeeper(), Quiet())
 
 
 def test_early_stopping_keeps_the_best_and_says_why(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +312,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_names_the_rows(tiny: 
     with pytest.raises(Stopped, match=r"LU-S001 step 1: the gradient norm is nan.*step 0(?s:.*)rows\.jsonl:1"):
         fit(
             Decoder(model), make_optimizer(parameters, make_recipe().train), [CrossEntropy(), Poison()], data,  # type: ignore[list-item]
-            plan, Progress(), lambda _: None, lambda *_, **__: None,
+            plan, Progress(), NoKeeper(), Quiet(),
         )  # fmt: skip
     assert all(torch.equal(before[n], p) for n, p in parameters.items())
 
@@ -313,7 +331,7 @@ def test_a_hook_may_add_to_the_gradient(tiny: Path) -> None:
     data = StepData(examples, examples[:2], 1, 8, 4096, seed=0)
     plan = replace(Plan(1, lambda _: 1e-3, 0, 1.0, 1, None, 1e9), hooks=(Zero(),))
     optimizer = make_optimizer(trainable(model), make_recipe().train)
-    fit(Decoder(model), optimizer, [CrossEntropy()], data, plan, Progress(), lambda _: None, lambda *_, **__: None)
+    fit(Decoder(model), optimizer, [CrossEntropy()], data, plan, Progress(), NoKeeper(), Quiet())
     assert all(torch.equal(before[n], p) for n, p in trainable(model).items())
 
 
@@ -342,3 +360,75 @@ def test_full_fine_tuning_learns_and_is_loaded_again(tiny: Path, tmp_path: Path)
     done = train(make_recipe(adapt={"method": "full"}, learning_rate=3e-3), data, base, tmp_path / "out")
     assert done.checks[-1].nll < done.checks[0].nll - 0.5
     assert load_model(find_base(str(tmp_path / "out" / "model"))) is not None
+
+
+# -- steps that would do harm -----------------------------------------------------------------------------------------
+
+
+class Say(Quiet):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def poisoned(steps: Mapping[int, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of these steps, counted from 1, are multiplied."""
+    real = loop._gradient
+
+    def gradient(decoder: Decoder, *args: Any) -> Any:
+        found = real(decoder, *args)
+        factor = steps.get(args[-2] + 1, 1.0)
+        for p in decoder.model.parameters():
+            if p.grad is not None:
+                p.grad *= factor
+        return found
+
+    monkeypatch.setattr(loop, "_gradient", gradient)
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 1e4])
+@pytest.mark.parametrize("how", ["skip", "roll_back"])
+def test_a_bad_step_is_skipped_or_rolled_back_the_same_way_each_time(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, factor: float
+) -> None:
+    data, base = prepared(tmp_path / "data", 160), find_base(str(tiny))
+    recipe = make_recipe(on_bad_step=how, spike=100.0, early_stopping=None, epochs=2, keep="last")
+    poisoned({23: factor}, monkeypatch)
+    before = {}
+    real = loop._Steps._bad
+
+    def bad(steps: Any, progress: Progress, why: str) -> Progress:
+        parameters = trainable(steps.decoder.model)
+        before["weights"] = {n: p.detach().clone() for n, p in parameters.items()}
+        after = real(steps, progress, why)
+        before["same"] = all(torch.equal(before["weights"][n], p) for n, p in parameters.items())
+        before["best"] = progress.best_step
+        return after
+
+    monkeypatch.setattr(loop._Steps, "_bad", bad)
+    report = Say()
+    done = train(recipe, data, base, tmp_path / "out", report)
+    assert [b.step for b in done.bad_steps] == [23] and 23 not in dict(done.curve)
+    assert before["same"] == (how == "skip") and 0 < before["best"] < 22
+    [said] = [text for text in report.said if "step 23" in text]
+    assert "rows.jsonl:" in said
+    assert ("nothing is learned" if how == "skip" else f"weights of step {before['best']}") in said
+    train_killed_once(recipe, data, base, tmp_path / "killed", monkeypatch, after=24)
+    assert adapter_bytes(tmp_path / "killed") == adapter_bytes(tmp_path / "out")
+
+
+def test_a_spike_is_a_step_like_others_where_none_is_asked_for(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, base = prepared(tmp_path / "data", 160), find_base(str(tiny))
+    poisoned({23: 1e4}, monkeypatch)
+    assert not train(make_recipe(on_bad_step="skip"), data, base, tmp_path / "out").bad_steps
+
+
+def test_three_bad_steps_in_a_row_stop_the_run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, base = prepared(tmp_path / "data"), find_base(str(tiny))
+    poisoned(dict.fromkeys((2, 4, 5, 6), math.nan), monkeypatch)
+    with pytest.raises(Stopped, match="LU-S001 step 6: the gradient norm is nan.*so were the 2 before it"):
+        train(make_recipe(on_bad_step="skip"), data, base, tmp_path / "out")

@@ -16,6 +16,7 @@ from rows import make_recipe, prepared
 from safetensors.torch import load_file
 from test_frozen import adapted, encoded
 
+from luthier.adapt import trainable
 from luthier.conversation import Message, make_conversation, write_conversations
 from luthier.errors import LuthierError, RecipeError, Stopped
 from luthier.models import find_base
@@ -257,6 +258,33 @@ def test_a_gradient_that_is_not_finite_is_said(tiny: Path, tmp_path: Path, monke
         train(make_recipe(adapt=FULL, max_grad_norm=None, update_in_backward=True), data, base, tmp_path / "out")
 
 
+def test_layers_that_were_updated_by_a_bad_step_are_rolled_back(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Infinity comes up in the backward pass of the first layer, when the last one has been updated."""
+    data, base = prepared(tmp_path / "data"), find_base(str(tiny))
+    recipe = make_recipe(adapt=FULL, max_grad_norm=None, update_in_backward=True, on_bad_step="roll_back", keep="last")
+    real, restored = loop._gradient, list[bool]()
+
+    def gradient(decoder: Any, *args: Any) -> Any:
+        if args[-2] == 5:
+            weight = next(iter(decoder.layers()[1].parameters()))
+            weight.register_hook(lambda grad: grad * float("inf") if len(restored) == 0 else grad)
+        return real(decoder, *args)
+
+    def bad(steps: Any, progress: Any, why: str) -> Any:
+        after = real_bad(steps, progress, why)
+        before = load_file(tmp_path / "out" / "checkpoints" / f"step-{progress.best_step:08d}" / "weights.safetensors")
+        restored.append(all(torch.equal(before[n], p) for n, p in trainable(steps.decoder.model).items()))
+        return after
+
+    real_bad = loop._Steps._bad
+    monkeypatch.setattr(loop, "_gradient", gradient)
+    monkeypatch.setattr(loop._Steps, "_bad", bad)
+    done = train(recipe, data, base, tmp_path / "out")
+    assert [b.step for b in done.bad_steps] == [6] and restored == [True] and done.steps == done.steps_planned
+
+
 def test_steps_of_several_micro_batches_are_refused(tiny: Path, tmp_path: Path) -> None:
     data, base = prepared(tmp_path / "data"), find_base(str(tiny))
     recipe = make_recipe(adapt=FULL, max_grad_norm=None, update_in_backward=True, tokens_per_micro_batch=64)
@@ -268,6 +296,8 @@ def test_steps_of_several_micro_batches_are_refused(tiny: Path, tmp_path: Path) 
     ("settings", "said"),
     [
         ({"max_grad_norm": 1.0}, "needs max_grad_norm: null"),
+        ({"max_grad_norm": None, "spike": 9.0}, "needs max_grad_norm: null and spike: null"),
+        ({"max_grad_norm": None, "on_bad_step": "skip"}, "cannot skip a step that has begun"),
         ({"max_grad_norm": None, "adapt": {"method": "adalora"}}, "AdaLoRA needs the gradients of all layers"),
     ],
 )

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from torch import nn
 
+from luthier import kept
 from luthier.decoder import Decoder, score_all
 from luthier.encode import Encoded, Encoder
 from luthier.errors import DataError
-from luthier.files import write_atomically
 from luthier.machine import versions
 from luthier.metric import Sample
 from luthier.progress import Reporter
@@ -38,9 +38,10 @@ class Reader:
         texts = sorted({s.answer for s in samples if s.answer})
         key = [self._model, texts, versions(("luthier", "torch", "transformers"))]
         path = self._kept / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.json"
-        if not path.is_file():
-            write_atomically(path, json.dumps(self._read(texts, report)).encode())
-        found = json.loads(path.read_bytes())
+        if (content := kept.read(path)) is None:
+            content = json.dumps(self._read(texts, report)).encode()
+            kept.write(path, content)
+        found = json.loads(content)
         return [replace(s, read=tuple(found[s.answer]) if s.answer in found else None) for s in samples]
 
     def _read(self, texts: Sequence[str], report: Reporter) -> dict[str, tuple[float, int]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from luthier import kept
 from luthier.conversation import Conversation, read_conversations
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
@@ -274,18 +275,19 @@ def _exam(
     )
 
 
-def _answers(exams: Sequence[Exam], model: _Model, servers: Servers | None, kept: Path, report: Reporter) -> bytes:
-    """What one model answers in every exam; the model is loaded only where an answer is not `kept` from before."""
-    scorer, found, known = None, [], 0
-    with _writing(model, servers, kept, report) as write:
+def _answers(exams: Sequence[Exam], model: _Model, servers: Servers | None, folder: Path, report: Reporter) -> bytes:
+    """What one model answers in every exam; the model is loaded only where an answer is not kept in `folder`."""
+    scorer, found, known = None, list[bytes](), 0
+    with _writing(model, servers, folder, report) as write:
         for exam in exams:
-            path = kept / f"{exam.key(model.fingerprint, servers.model if servers else '')}.jsonl"
-            if path.is_file():
-                known += 1
-            else:
+            path = folder / f"{exam.key(model.fingerprint, servers.model if servers else '')}.jsonl"
+            content = kept.read(path)
+            known += content is not None
+            if content is None:
                 scorer = scorer or Scorer(Decoder(model.load()))
-                write_atomically(path, dump_samples(exam.take(scorer, model.name, report, write), exam.suite.name))
-            found.append(path.read_bytes())
+                content = dump_samples(exam.take(scorer, model.name, report, write), exam.suite.name)
+                kept.write(path, content)
+            found.append(content)
     if known:
         part = "" if known == len(exams) else f" to {known} of {len(exams)} sets of questions"
         report.say(f"{model.name}: answers known from an earlier run{part}")
@@ -300,11 +302,11 @@ def _read(path: Path, reader: Reader, report: Reporter) -> None:
 
 
 def _writing(
-    model: _Model, servers: Servers | None, kept: Path, report: Reporter
+    model: _Model, servers: Servers | None, folder: Path, report: Reporter
 ) -> contextlib.AbstractContextManager[Write]:
     if servers is None:
         return contextlib.nullcontext(write_here)
-    return writing(servers, model.fingerprint, model.adapter, kept, model.name, report)
+    return writing(servers, model.fingerprint, model.adapter, folder, model.name, report)
 
 
 def _test_side(recipe: Recipe, prepared: Path) -> tuple[list[Conversation], list[str]]:

@@ -16,17 +16,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from luthier import kept
 from luthier.decoder import Decoder
 from luthier.errors import ModelError, printable
 from luthier.evaluate.exam import Answer, Asked, Drawing, Write, write_here
-from luthier.files import locked, write_atomically
+from luthier.files import locked
 from luthier.http import Endpoint, Failed, key_in, parse, post, post_all
 from luthier.progress import Advance, Reporter
 from luthier.settings import Servers, fingerprint
@@ -74,7 +74,7 @@ def writing(
     What is written raises ModelError LU-M007 (no server can be asked), LU-M008 (a server has another model) and LU-M009
     (answers are missing).
     """
-    endpoint, kept = connect(settings), _kept_in(settings, model, answers)
+    endpoint, path = connect(settings), _kept_in(settings, model, answers)
     served_as = f"luthier-{folder_hash(adapter)[:16]}" if adapter else settings.model
     ready: Endpoint | None = None
     with contextlib.ExitStack() as afterwards:
@@ -83,15 +83,15 @@ def writing(
             nonlocal ready
             bodies = [_body(served_as, asked, number) for number in range(len(asked.prompts))]
             keys = [fingerprint(body) for body in bodies]
-            with locked(kept.with_suffix(".lock")):  # two runs of one workspace may ask the same
-                known: dict[str, Said] = {row["key"]: row["said"] for row in _rows(kept) if "key" in row}
+            with locked(path.with_suffix(".lock")):  # two runs of one workspace may ask the same
+                known: dict[str, Said] = {row["key"]: row["said"] for row in kept.rows(path) if "key" in row}
                 missing = {key: body for key, body in zip(keys, bodies, strict=True) if key not in known}
                 advance(len(keys) - len(missing))
                 if missing:
                     if ready is None:
                         loaded = afterwards.enter_context(_loaded(endpoint, served_as, adapter, report))
-                        ready = _checked(loaded, served_as, decoder, asked, name, kept, report)
-                    known |= _ask(ready, missing, kept, advance)
+                        ready = _checked(loaded, served_as, decoder, asked, name, path, report)
+                    known |= _ask(ready, missing, path, advance)
             return [_answer(asked, known[key]) for key in keys]
 
         yield write
@@ -99,7 +99,7 @@ def writing(
 
 def about(settings: Servers, model: str, answers: Path, name: str) -> list[str]:
     """What a reader must know of the answers that servers wrote."""
-    checks = [row["check"] for row in _rows(_kept_in(settings, model, answers)) if "check" in row]
+    checks = [row["check"] for row in kept.rows(_kept_in(settings, model, answers)) if "check" in row]
     if not checks:
         return []
     alike, n = (sum(column) for column in zip(*checks, strict=True))
@@ -141,7 +141,7 @@ def _loaded(endpoint: Endpoint, served_as: str, adapter: Path | None, report: Re
 
 
 def _checked(
-    endpoint: Endpoint, served_as: str, decoder: Decoder, asked: Asked, name: str, kept: Path, report: Reporter
+    endpoint: Endpoint, served_as: str, decoder: Decoder, asked: Asked, name: str, path: Path, report: Reporter
 ) -> Endpoint:
     """The servers that begin greedy answers as this machine does.
 
@@ -161,12 +161,12 @@ def _checked(
         if not pairs:
             failures[at.urls[0]] = str(found[0][1])
             continue
-        _compare(at.urls[0], pairs, name, kept)
+        _compare(at.urls[0], pairs, name, path)
         holding += at.urls
     return _without(endpoint, holding, failures, f"cannot answer as {served_as}", report)
 
 
-def _compare(url: str, pairs: Sequence[tuple[str, str]], name: str, kept: Path) -> None:
+def _compare(url: str, pairs: Sequence[tuple[str, str]], name: str, path: Path) -> None:
     """Keep how many of (here, there) are alike. Raises ModelError LU-M008 where less than half are."""
     # What comes as text may end within a character, of which servers send what they like.
     differ = [(here, there) for here, there in pairs if here.rstrip("\ufffd") != there.rstrip("\ufffd")]
@@ -177,7 +177,7 @@ def _compare(url: str, pairs: Sequence[tuple[str, str]], name: str, kept: Path) 
         )
         advice = "serve the very weights of model.base, without a generation config: see docs/evaluate.md"
         raise ModelError.of("LU-M008", url, found, advice)
-    _keep(kept, {"check": [len(pairs) - len(differ), len(pairs)]})
+    kept.append(path, [{"check": [len(pairs) - len(differ), len(pairs)]}])
 
 
 def _each(endpoint: Endpoint) -> list[Endpoint]:
@@ -236,7 +236,7 @@ def _answer(asked: Asked, said: Said) -> Answer:
     return asked.answer(list(takewhile(lambda id_: id_ not in asked.end_ids, said)))
 
 
-def _ask(endpoint: Endpoint, missing: Mapping[str, Mapping[str, Any]], kept: Path, advance: Advance) -> dict[str, Said]:
+def _ask(endpoint: Endpoint, missing: Mapping[str, Mapping[str, Any]], path: Path, advance: Advance) -> dict[str, Said]:
     """The missing answers, each kept when it arrives. Raises ModelError LU-M009 where one does not."""
     found: dict[str, Said] = {}
     failures: list[Failed] = []
@@ -250,7 +250,7 @@ def _ask(endpoint: Endpoint, missing: Mapping[str, Mapping[str, Any]], kept: Pat
                     break
             else:
                 found[keys[number]], in_a_row = reply, 0
-                _keep(kept, {"key": keys[number], "said": reply})
+                kept.append(path, [{"key": keys[number], "said": reply}])
             advance()
     if failures:
         text = f"{len(missing) - len(found)} of {len(missing)} answers did not arrive, the first because: {failures[0]}"
@@ -261,17 +261,3 @@ def _ask(endpoint: Endpoint, missing: Mapping[str, Mapping[str, Any]], kept: Pat
 
 def _kept_in(settings: Servers, model: str, answers: Path) -> Path:
     return answers / f"served-{fingerprint([model, settings.model])[:32]}.jsonl"
-
-
-def _keep(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """What was kept; half a line, left by a kill, is taken away."""
-    content = path.read_bytes() if path.is_file() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        write_atomically(path, whole)
-    return [json.loads(line) for line in whole.splitlines()]

@@ -97,6 +97,9 @@ def _liked(rows: Rows, numbers: Numbers, audit: Audit) -> Numbers:
     """Without the answers that people found bad: nobody should learn to write them."""
     bad = rows.is_rated_bad[numbers]
     if bad.any():
+        if bad.all():
+            found = f"all {len(numbers)} rows are rated bad: nothing to learn"
+            raise DataError.of("LU-D048", "", found, "add rows that people found good")
         audit.step("rated", len(numbers), int((~bad).sum()), {"rated bad": int(bad.sum())})
     if n := int(rows.is_pair[numbers].sum()):
         audit.notes.append(f"{n} preference pairs: the chosen answer is learned, the rejected one is kept beside it")

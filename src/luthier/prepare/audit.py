@@ -54,7 +54,7 @@ class Audit:
             if self.counts[finding.code] <= KEPT_OF_EACH:
                 self.findings.append(finding)
         kept = Counter(finding.code for finding in part.findings)
-        self.counts += part.counts
+        self.counts += part.counts - kept
         self._rejected += part._rejected
         self._first_rejects += part._first_rejects[: SHOWN - len(self._first_rejects)]
         shutil.copyfileobj(rejects, self._rejects)

@@ -11,8 +11,9 @@ from itertools import chain
 from typing import NamedTuple
 
 from luthier.prepare.packed import SUFFIXES
-from luthier.prepare.rows import Row, Warn, lines_of, whole
+from luthier.prepare.rows import Row, Warn, lines_of
 from luthier.prepare.sources import DataFile
+from luthier.prepare.tables import whole
 
 BLOCK_BYTES = 16 << 20
 

@@ -34,6 +34,11 @@ def is_turn(value: Any) -> bool:
     return isinstance(value, dict) and any(all(n in value for n in names) for names in (*NAMES, *PAIRS))
 
 
+def names_in(turn: Mapping[str, Any]) -> tuple[str, str]:
+    """How a turn names its role and its text. In a table every turn has all names that any has, most of them null."""
+    return NAMES[1] if "from" in turn and turn.get("role") is None else NAMES[0]
+
+
 def chat(value: Any, field: str, where: str, warn: Warn) -> list[Message]:
     """The messages of a chat that ends with the assistant's. Raises Fault LU-D025 to LU-D042."""
     if not isinstance(value, list):
@@ -77,13 +82,13 @@ def _turns(value: list[Any], field: str, where: str, warn: Warn) -> Iterator[tup
             example = '{"role": ..., "content": ...}'
             raise Fault("LU-D027", place, f"{kind(one)} where a message is expected", example)
         pair = next((names for names in PAIRS if all(name in one for name in names)), None)
-        if pair and "role" not in one and "from" not in one:
+        if pair and one.get("role") is None and one.get("from") is None:
             for name in pair:
                 turn = {"role": name, "content": one[name]}
                 yield place, _message(turn, ("role", "content"), f"{place}.{name}", where, warn, name)
             _left_out(one, set(pair), place, where, warn)
             continue
-        names = NAMES[1] if "from" in one and "role" not in one else NAMES[0]
+        names = names_in(one)
         yield place, _message(one, names, place, where, warn)
         _left_out(one, {*names, *KNOWN}, place, where, warn)
 
@@ -129,7 +134,7 @@ def _named(value: dict[str, Any], name: str, place: str, where: str, warn: Warn)
         return None
     if not isinstance(found, str):
         raise Fault("LU-D027", f"{place}.{name}", f"{kind(found)} where a text is expected")
-    if ROLE_NAMES.get(str(value.get("role", value.get("from")))) == "tool":
+    if ROLE_NAMES.get(str(value.get(names_in(value)[0]))) == "tool":
         return found
     warn("LU-D028", f"{where}:{place}.{name}", "a field that only a tool's messages have", "it is left out")
     return None

@@ -246,8 +246,9 @@ def _check_fields(name: str, fields: dict[str, str], columns: Columns) -> None:
                 )
         one, expected = columns.get(value), KINDS.get(field, ("text",))
         if not is_template(value) and field != "split" and one and one.kind not in (*expected, "null"):
-            advice = f"a template renders it: {field}: '{{{value}}}'" if "text" in expected else ""
-            found = f"column '{value}' holds a {one.kind}, not a {' or '.join(expected)}"
+            shown = printable(value)
+            advice = f"a template renders it: {field}: '{{{shown}}}'" if "text" in expected else ""
+            found = f"column '{shown}' holds a {one.kind}, not a {' or '.join(expected)}"
             raise DataError.of("LU-D102", f"data.fields.{field}", found, advice)
 
 
@@ -279,4 +280,4 @@ def _example(columns: Columns) -> str:
     prompt = asked[0] if len(asked) == 1 else "\\n\\n".join(f"{{{name}}}" for name in asked)
     plain = answered not in columns or columns[answered].is_text
     completion = answered if plain else f"{{{answered}}}"
-    return f'data.fields: {{{names[0]}: "{prompt}", {names[1]}: "{completion}"}}'
+    return f'data.fields: {{{names[0]}: "{printable(prompt)}", {names[1]}: "{printable(completion)}"}}'

@@ -16,7 +16,7 @@ from typing import Any
 
 from luthier.conversation import Conversation, Message, Role, Tokens, make_conversation
 from luthier.errors import did_you_mean, printable
-from luthier.prepare.chats import LEARN, ROLE_NAMES, chat, is_turn, kind, tools_of
+from luthier.prepare.chats import LEARN, ROLE_NAMES, chat, is_turn, kind, names_in, tools_of
 from luthier.prepare.rows import Fault, Row, Warn
 
 REQUIRED = {
@@ -219,7 +219,7 @@ def _unlearned(turns: list[Any]) -> list[Any]:
     def answers(turn: Any) -> bool:
         if not isinstance(turn, dict) or any(turn.get(name) is not None for name in LEARN):
             return False
-        return ROLE_NAMES.get(str(turn.get("role", turn.get("from")))) == "assistant"
+        return ROLE_NAMES.get(str(turn.get(names_in(turn)[0]))) == "assistant"
 
     return [turn | {"learn": False} if answers(turn) else turn for turn in turns]
 

@@ -19,13 +19,15 @@ import ipaddress
 import re
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
 from luthier.prepare import secret_keys
 
 Kind = Literal["email", "phone", "card", "iban", "ip", "ssn", "key", "credentials"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+WIDEST = 512
+"""Characters of the longest value, and some."""
 
 
 class Value(NamedTuple):
@@ -49,20 +51,33 @@ def find(text: str) -> list[Value]:
     return kept
 
 
-def replaced(text: str, values: list[Value], by: Callable[[Value], str]) -> str:
-    """The text with each value replaced; `values` are in their order."""
-    parts, at = [], 0
-    for value in values:
-        parts += [text[at : value.start], by(value)]
-        at = value.end
-    return "".join((*parts, text[at:]))
+def replaced(text: str, find: Callable[[str], Sequence[Value]], by: Callable[[Value], str]) -> str:
+    """The text with each value replaced, until nothing is left to find."""
+    while values := find(text):
+        parts, at = [], 0
+        for value in values:
+            if value.start >= at:
+                parts += [text[at : value.start], by(value)]
+                at = value.end
+            # What touches a value may be one when that is gone: thousands of numbers in a row would be as many rounds.
+            while touching := _touching(text[at : at + WIDEST], find):
+                parts.append(by(touching))
+                at += touching.end - 1
+        text = "".join((*parts, text[at:]))
+    return text
+
+
+def _touching(text: str, find: Callable[[str], Sequence[Value]]) -> Value | None:
+    """The value with which the text begins, behind a placeholder's last character."""
+    if not text or not (text[0].isalnum() or text[0] in "+("):
+        return None
+    first = next(iter(find(f">{text}")), None)
+    return first if first and first.start == 1 and first.end < WIDEST else None
 
 
 def masked(text: str) -> str:
-    """The text as it may be shown: `<EMAIL>` for each address. Finds until nothing is left to find."""
-    while values := find(text):
-        text = replaced(text, values, lambda value: f"<{value.kind.upper()}>")
-    return text
+    """The text as it may be shown: `<EMAIL>` for each address."""
+    return replaced(text, find, lambda value: f"<{value.kind.upper()}>")
 
 
 def counted(text: str) -> Counter[str]:

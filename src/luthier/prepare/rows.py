@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -182,7 +180,8 @@ def read_json(path: Path, shown: str, warn: Warn) -> Iterator[Row]:
 
 def _items_of_array(text: str, shown: str) -> Iterator[tuple[int, str]]:
     """(line, text) of each item, found without trusting what is inside."""
-    decoder, line, counted = json.JSONDecoder(), 1, 0
+    decoder = json.JSONDecoder(parse_int=str)  # a number of thousands of digits is its own row's fault
+    line, counted = 1, 0
     at = _skip_space(text, _skip_space(text, 0) + 1)  # a file that does not start with [ is no array
     try:
         while text[at : at + 1] != "]":
@@ -281,100 +280,3 @@ def _csv_row(where: str, columns: list[str], fields: list[str], raw: str, fault:
 
 def read_tsv(path: Path, shown: str, warn: Warn) -> Iterator[Row]:
     return read_csv(path, shown, warn, delimiter="\t")
-
-
-def read_parquet(
-    path: Path, shown: str, warn: Warn, start: int = 0, stop: int | None = None, before: int = 0
-) -> Iterator[Row]:
-    """Rows of a Parquet file; `line` is the row's number, from 1. Raises DataError LU-D018.
-
-    All of them, or those of the row groups from `start` to before `stop`, which `before` rows precede.
-    """
-    import pyarrow.parquet as pq
-
-    with whole("Parquet", shown):
-        file = pq.ParquetFile(path)
-        schema = file.schema_arrow
-        names = _readable(schema, shown, _silent if start else warn)
-        groups = range(file.num_row_groups)[start:stop]
-        yield from _rows_of(file.iter_batches(1024, row_groups=groups, columns=names), schema, shown, before)
-
-
-def _silent(*_: str) -> None:
-    """Of what the first part of the file has said."""
-
-
-def read_arrow(path: Path, shown: str, warn: Warn) -> Iterator[Row]:
-    """Rows of an Arrow file, or of an Arrow stream, as `datasets` keeps them. Raises DataError LU-D018."""
-    import pyarrow as pa
-
-    with whole("Arrow", shown), pa.memory_map(str(path)) as source:
-        if source.read(6) == b"ARROW1":
-            reader = pa.ipc.open_file(source)
-            batches = (reader.get_batch(n) for n in range(reader.num_record_batches))
-        else:
-            source.seek(0)
-            reader = pa.ipc.open_stream(source)
-            batches = iter(reader)
-        names = _readable(reader.schema, shown, warn)
-        small = (batch.select(names).slice(n, 1024) for batch in batches for n in range(0, len(batch), 1024))
-        yield from _rows_of(small, reader.schema, shown)
-
-
-@contextmanager
-def whole(kind: str, shown: str) -> Iterator[None]:
-    """Raises DataError LU-D018 for what pyarrow raises."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        found = f"not a whole {kind} file: {printable(str(error))}"
-        raise DataError.of("LU-D018", shown, found, "copy the file again") from None
-
-
-def _readable(schema: Any, shown: str, warn: Warn) -> list[str]:
-    """The columns that are no bytes."""
-    import pyarrow as pa
-
-    binary = [f.name for f in schema if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)]
-    for name in binary:
-        warn("LU-D028", f"{shown}:1:{name}", "a column of bytes is not read", "")
-    return [name for name in schema.names if name not in binary]
-
-
-def _rows_of(batches: Iterable[Any], schema: Any, shown: str, number: int = 0) -> Iterator[Row]:
-    labels = _label_names(schema)
-    for batch in batches:
-        for data in batch.to_pylist():
-            number += 1
-            for column, names in labels.items():
-                if isinstance(n := data.get(column), int):
-                    data[column] = names[n] if 0 <= n < len(names) else None  # -1: nobody labelled it
-            yield _typed_row(f"{shown}:{number}", data)
-
-
-def _label_names(schema: Any) -> dict[str, list[str]]:
-    """The columns of numbers that stand for names, as `datasets` writes them into a file's schema."""
-    try:
-        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        return {column: f["names"] for column, f in features.items() if isinstance(f, dict) and f.get("names")}
-    except (TypeError, KeyError, ValueError, AttributeError):
-        return {}
-
-
-def _typed_row(where: str, data: dict[str, Any]) -> Row:
-    for name, value in data.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            return Row(where, data, fault=Fault("LU-D011", name, f"{value} is no value", "write null"))
-    return Row(where, data)
-
-
-READERS: dict[str, Callable[..., Iterator[Row]]] = {
-    "JSON lines": read_jsonl,
-    "JSON": read_json,
-    "CSV": read_csv,
-    "TSV": read_tsv,
-    "Parquet": read_parquet,
-    "Arrow": read_arrow,
-}

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,8 @@ from luthier.conversation import Side
 from luthier.errors import DataError, Problem, printable
 from luthier.prepare.hub import PREFIX, hub_files
 from luthier.prepare.packed import SUFFIXES, packing_of, unpacked
-from luthier.prepare.rows import BOM, READERS, Row, Warn
+from luthier.prepare.rows import BOM, Row, Warn, read_csv, read_json, read_jsonl, read_tsv
+from luthier.prepare.tables import read_arrow, read_parquet
 from luthier.settings import Source, source_path
 
 KINDS = {
@@ -31,6 +32,14 @@ KINDS = {
     ".parquet": "Parquet",
     ".arrow": "Arrow",
     ".feather": "Arrow",
+}
+READERS: dict[str, Callable[..., Iterator[Row]]] = {
+    "JSON lines": read_jsonl,
+    "JSON": read_json,
+    "CSV": read_csv,
+    "TSV": read_tsv,
+    "Parquet": read_parquet,
+    "Arrow": read_arrow,
 }
 PACKED = ("JSON lines", "JSON", "CSV", "TSV")
 """The kinds that may be compressed: their names end in .gz or .zst, too."""
@@ -46,6 +55,7 @@ SIDE_NAMES: dict[str, Side] = {
 MAGIC = {b"PAR1": "Parquet", b"ARROW1": "Arrow", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 ARCHIVES = {b"PK\x03\x04": "a zip archive", b"Rar!": "a rar archive", b"7z\xbc\xaf": "a 7z archive"}
 HEAD_BYTES = 1 << 16
+LONGEST_PATH = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +130,18 @@ def _paths_of(path: Path, source: Source) -> Iterator[tuple[Path, str, Side | No
         for one, shown, split in hub_files(source.path):
             yield one, shown, source.split or SIDE_NAMES.get(split)
         return
+    shown = printable(source.path, LONGEST_PATH)
     try:
         entries = list(path.iterdir())
     except (OSError, ValueError):  # no folder, or one that cannot be looked into: `_examine` says what it is
-        yield path, source.path, source.split
+        yield path, shown, source.split
         return
     inside = sorted(p for p in entries if kind_of_name(p.name) and not p.name.startswith("."))
     for one in inside:
-        shown = f"{source.path.rstrip('/')}/{printable(one.name, 300)}"
-        yield one, shown, source.split or side_of_name(one.stem)
+        inner = f"{shown.rstrip('/')}/{printable(one.name, 300)}"
+        yield one, inner, source.split or side_of_name(one.stem)
     if not inside:
-        yield path, source.path, None
+        yield path, shown, None
 
 
 def kind_of_name(name: str) -> str | None:
@@ -167,14 +178,17 @@ def _examine(path: Path, shown: str, side: Side | None, source: Source, named: P
             packing = packing_of(stream.read(4))
         with unpacked(path, shown) as content:
             head = content.read(HEAD_BYTES)
+            while head and not head.removeprefix(BOM).strip():  # nothing can be told from white space
+                head = content.read(HEAD_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         why = getattr(error, "strerror", error)
-        raise DataError.of("LU-D019", printable(shown, 300), f"cannot be read: {why}", f"looked for {path}") from None
-    if not head.removeprefix(BOM).strip() and len(head) < HEAD_BYTES:
+        advice = f"looked for {printable(str(path), LONGEST_PATH)}"
+        raise DataError.of("LU-D019", shown, f"cannot be read: {why}", advice) from None
+    if not head:
         raise DataError.of("LU-D014", shown, "the file is empty")
     if packing and path.suffix.lower() not in SUFFIXES:
         ending = next(suffix for suffix, name in SUFFIXES.items() if name == packing)
-        raise DataError.of("LU-D016", shown, f"holds {packing}", f"rename it: {path.name}{ending}")
+        raise DataError.of("LU-D016", shown, f"holds {packing}", f"rename it: {printable(path.name, 300)}{ending}")
     _refuse_archives(head, shown, packing is not None)
     return DataFile(path.absolute(), shown, side, source, _kind(path, shown, head), _stamp(status))
 
@@ -194,7 +208,7 @@ def _refuse_archives(head: bytes, shown: str, packed: bool) -> None:
 def _kind(path: Path, shown: str, head: bytes) -> str:
     named, found = kind_of_name(path.name), _sniff(head)
     if named not in ("Parquet", "Arrow") and found == "UTF-16 text":
-        raise DataError.of("LU-D006", shown, found, f"convert it: iconv -f UTF-16 -t UTF-8 {path.name}")
+        raise DataError.of("LU-D006", shown, found, f"convert it: iconv -f UTF-16 -t UTF-8 {printable(path.name, 300)}")
     if named in ("Parquet", "Arrow") and found in ("binary", "UTF-16 text"):
         return named  # a stream of Arrow, or a damaged file: the reader says what is wrong
     if named == "JSON" and found == "JSON lines":

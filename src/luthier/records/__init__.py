@@ -31,7 +31,7 @@ from luthier.records.evaluation import (
     Verdict,
 )
 from luthier.records.record import Artifact, Record, RunRecord, Stage
-from luthier.records.training import Check, Given, TrainReport
+from luthier.records.training import BadStep, Check, Given, TrainReport
 from luthier.records.tuning import (
     AdviceReport,
     Advised,
@@ -49,6 +49,7 @@ __all__ = [
     "Artifact",
     "AuditReport",
     "Augmentation",
+    "BadStep",
     "Check",
     "Checked",
     "Cleaned",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -59,3 +60,20 @@ class RunRecord(Record):
     threads: int
     artifacts: tuple[Artifact, ...] = ()
     summary: dict[str, Any] = {}
+    sha256: str = ""
+    """Of all else that it says, so that no bit of the record itself changes unseen."""
+
+    def write(self, path: Path) -> None:
+        super(RunRecord, self.model_copy(update={"sha256": self._hash()})).write(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises RunError LU-U008 also where it has changed since it was written."""
+        record = super().read(path)
+        if record.sha256 != record._hash():
+            advice = f"delete {path.parent} to do it anew"
+            raise RunError.of("LU-U008", str(path), "has changed since it was written", advice)
+        return record
+
+    def _hash(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()

@@ -24,6 +24,13 @@ class Given(Record):
     """Over its files."""
 
 
+class BadStep(Record):
+    """One step from which nothing was learned."""
+
+    step: int
+    why: str
+
+
 class TrainReport(Record):
     """What training did, for the report's curves and for the card."""
 
@@ -52,3 +59,4 @@ class TrainReport(Record):
     checks: tuple[Check, ...]
     curve: tuple[tuple[int, float], ...]
     """(step, training nll), thinned to a few hundred points."""
+    bad_steps: tuple[BadStep, ...] = ()

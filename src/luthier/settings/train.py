@@ -37,6 +37,11 @@ class Train(Section):
     """AdamW's, on matrices; norms and biases have none."""
     max_grad_norm: Positive | None = 1.0
     """Larger gradients are scaled down to it; null: as they are."""
+    on_bad_step: Literal["stop", "skip", "roll_back"] = "stop"
+    """What to do with a step whose gradient is not finite, or a spike: stop and name its rows; learn nothing from it;
+    or go back to the best weights so far besides. Three in a row stop the run in any case."""
+    spike: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
+    """A gradient norm this many times the median of the last 64 steps is a spike; null: none is."""
     tokens_per_micro_batch: Count = 2048
     """Memory bound: distinct tokens in one forward pass. A single longer example still runs, alone."""
     recompute_layers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
@@ -64,6 +69,9 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _can_update_in_backward(self) -> Train:
-        if self.update_in_backward and self.max_grad_norm is not None:
-            raise ValueError("update_in_backward needs max_grad_norm: null: the whole gradient's norm is never known")
+        if self.update_in_backward and not (self.max_grad_norm is None and self.spike is None):
+            unknown = "the whole gradient's norm is never known"
+            raise ValueError(f"update_in_backward needs max_grad_norm: null and spike: null: {unknown}")
+        if self.update_in_backward and self.on_bad_step == "skip":
+            raise ValueError("update_in_backward cannot skip a step that has begun: on_bad_step stop or roll_back")
         return self

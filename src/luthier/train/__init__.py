@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from luthier.conversation import read_conversations
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
 from luthier.encoded import remembered
-from luthier.errors import DataError, RecipeError
+from luthier.errors import DataError, RecipeError, RunError
 from luthier.files import fresh_folder
 from luthier.joined import adapter_in, add, join, read_adapter
 from luthier.machine import keeping_freed_memory
@@ -24,15 +25,15 @@ from luthier.models import Base, held_in, load_model, load_tokenizer, multiplied
 from luthier.progress import Quiet, Reporter
 from luthier.quantized import in_few_bits, n_weights
 from luthier.rates import suited_rate
-from luthier.records import Check, Given, TrainReport
+from luthier.records import BadStep, Check, Given, TrainReport
 from luthier.saved import is_adapter, save_adapted
-from luthier.settings import AdaLora, GivenAdapter, Lora, Recipe, left_out, located
+from luthier.settings import AdaLora, GivenAdapter, Lora, Recipe, Train, left_out, located
 from luthier.store import folder_hash
-from luthier.train import checkpoint
+from luthier.train.checkpoint import KEEP_LAST, Checkpoints
 from luthier.train.data import StepData
-from luthier.train.loop import Plan, Progress, fit, from_json, to_json
+from luthier.train.loop import Plan, Progress, fit, from_json
 from luthier.train.memory import Relief, recompute
-from luthier.train.optim import learning_rate, make_optimizer, update_in_backward
+from luthier.train.optim import MOMENT_BYTES, learning_rate, make_optimizer, update_in_backward
 from luthier.train.ranks import Orthogonal, allocator
 from luthier.train.terms import CrossEntropy
 from luthier.trunk import kept_trunk
@@ -46,8 +47,9 @@ def train(
     """Train on `prepared`, going on from the newest checkpoint in `out` if there is one.
 
     Leaves `out/model` (an adapter, or a whole model), with the best weights by validation nll or the last ones, and
-    `out/train.json`. Given adapters are looked for in `folder`. Raises Stopped when training diverges or every
-    checkpoint is damaged; ModelError LU-M030 to LU-M032 for a given adapter that does not fit.
+    `out/train.json`. Given adapters are looked for in `folder`. Raises Stopped when training diverges, every checkpoint
+    is damaged or none can be written; RunError LU-U046 where the disk is too small for them; ModelError LU-M030 to
+    LU-M032 for a given adapter that does not fit.
     """
     report = report or Quiet()
     repeatable()
@@ -68,27 +70,26 @@ def train(
     if isinstance(how, AdaLora):
         optimizer.register_step_post_hook(allocator(how, parameters, data.n_steps))
     refused = recompute(decoder, settings, data.most_tokens)  # before moments of a checkpoint take memory
-    checkpoints = out / "checkpoints"
-    saved = checkpoint.resume(checkpoints, parameters, optimizer, report.say)
-    progress = from_json(saved) if saved else Progress()
-    if saved:
-        report.say(f"going on from step {progress.step} of {data.n_steps}")
-
-    def save(at: Progress) -> None:
-        checkpoint.save(checkpoints, at.step, parameters, optimizer, to_json(at), at.best_step)
-
+    _check_space(parameters, settings, out)
     relief = Relief(decoder, data, report.say)
     if settings.update_in_backward:
         _check_one_micro_batch(data)
         update_in_backward(optimizer, decoder.layers()[1].parameters())
-    with keeping_freed_memory(), kept_trunk(decoder, data.homes(), out) as ways:
+    with (
+        Checkpoints(out / "checkpoints", parameters, optimizer, report.say) as checkpoints,
+        keeping_freed_memory(),
+        kept_trunk(decoder, data.homes(), out) as ways,
+    ):
+        saved = checkpoints.resume()
+        progress = from_json(saved) if saved else Progress()
+        if saved:
+            report.say(f"going on from step {progress.step} of {data.n_steps}")
         path = f"{ways}{refused}; in {decoder.precision}"
         report.say(f"forward path: {path}")
         report.say(f"learning rate: {settings.rate:g}")
-        with report.bar("train", data.n_steps, progress.step) as advance:
-            plan = make_plan(recipe, data)
-            progress = fit(decoder, optimizer, [CrossEntropy()], data, plan, progress, save, advance, relief)
-    checkpoint.load_weights(checkpoints, _kept_step(recipe, progress), parameters)
+        plan = make_plan(recipe, data)
+        progress = fit(decoder, optimizer, [CrossEntropy()], data, plan, progress, checkpoints, report, relief)
+        checkpoints.load_weights(_kept_step(recipe, progress))
     with fresh_folder(out / "model") as building:
         save_adapted(model, building, tokenizer)
         if given and is_adapter(building):
@@ -145,6 +146,21 @@ def read_data(recipe: Recipe, prepared: Path, tokenizer: object, share: bool) ->
     )
 
 
+def _check_space(parameters: dict[str, nn.Parameter], settings: Train, out: Path) -> None:
+    """Raises RunError LU-U046 where checkpoints and the model that is made would not fit on the disk."""
+    weights = sum(p.nbytes for p in parameters.values())
+    moments = MOMENT_BYTES[settings.optimizer] * sum(p.numel() for p in parameters.values())
+    n_checkpoints = KEEP_LAST + 2  # the best one, and one that is being written
+    needed = n_checkpoints * (weights + moments) + weights
+    out.mkdir(parents=True, exist_ok=True)
+    there = sum(f.stat().st_size for f in (out / "checkpoints").glob("step-*/*"))
+    free = shutil.disk_usage(out).free
+    if needed > free + there:
+        found = f"checkpoints and model need up to {needed / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free"
+        advice = "free space, give another --workspace, or train fewer weights (model.adapt)"
+        raise RunError.of("LU-U046", str(out), found, advice)
+
+
 def _check_one_micro_batch(data: StepData) -> None:
     """Raises RecipeError LU-R017 where a step has several: their gradients must be summed before they are used."""
     n, step = max((len(data.groups(step)), step) for step in range(data.n_steps))
@@ -171,6 +187,8 @@ def make_plan(recipe: Recipe, data: StepData) -> Plan:
         save_every_s=settings.save_every_s,
         max_s=settings.max_minutes * 60 if settings.max_minutes else None,
         in_backward=settings.update_in_backward,
+        on_bad_step=settings.on_bad_step,
+        spike=settings.spike,
         hooks=(Orthogonal(how.orthogonality),) if isinstance(how, AdaLora) else (),
     )
 
@@ -214,4 +232,5 @@ def _report(
             for s, nll in progress.checks
         ),
         curve=_thinned(progress.curve),
+        bad_steps=tuple(BadStep(step=step, why=why) for step, why in progress.bad),
     )

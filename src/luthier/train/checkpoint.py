@@ -1,9 +1,11 @@
 """Checkpoints that cannot lie: a manifest of hashes, written aside and renamed, verified when read.
 
-    checkpoints/step-00000120/   weights.safetensors  optimizer.safetensors  progress.json  manifest.json
+    checkpoints/step-00000120/   weights.safetensors  optimizer.safetensors  progress.json  environment.json
+                                 manifest.json
 
-The newest whole one is used; a damaged one is said, set aside and the one before it is tried. If there were
-checkpoints and none is whole, the run stops: never silently from scratch.
+A snapshot is taken at once; a thread of its own writes it while training goes on. The newest whole one is used; a
+damaged one is said, set aside and the one before it is tried. If there were checkpoints and none is whole, the run
+stops: never silently from scratch.
 """
 
 from __future__ import annotations
@@ -11,88 +13,198 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luthier.errors import Stopped
-from luthier.files import fresh_folder, sha256_of
+from luthier.faults import reach
+from luthier.files import delete_folder, fresh_folder, sha256_of
+from luthier.machine import available_bytes, processor
 
 KEEP_LAST = 2
+MOST_FAILED = 3
+"""Checkpoints in a row that cannot be written, before the run stops."""
+SNAPSHOT_SHARE = 0.25
+"""Of the memory that is free. A larger snapshot is not taken: training waits until the weights themselves are
+written."""
+Tensors = Mapping[str, Tensor]
 
 
-def save(
-    folder: Path,
-    step: int,
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    progress: dict[str, Any],
-    best_step: int,
-) -> None:
-    """Write step's checkpoint, then remove those that nothing needs: not the last two, not the best."""
-    with fresh_folder(folder / _name(step)) as building:
-        save_file({n: p.detach().contiguous() for n, p in parameters.items()}, building / "weights.safetensors")
-        save_file(_flatten(optimizer, parameters), building / "optimizer.safetensors")
-        (building / "progress.json").write_text(json.dumps(progress))
-        manifest = {p.name: sha256_of(p) for p in sorted(building.iterdir())}
-        (building / "manifest.json").write_text(json.dumps(manifest))
-    keep = {*steps_in(folder)[-KEEP_LAST:], best_step}
-    for old in set(steps_in(folder)) - keep:
-        shutil.rmtree(folder / _name(old))
+class Checkpoints:
+    """Those of one training, in `folder`. To be entered: what is left to write is written at its end."""
 
+    def __init__(
+        self,
+        folder: Path,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        say: Callable[[str], None],
+    ) -> None:
+        self._folder, self._parameters, self._optimizer, self._say = folder, parameters, optimizer, say
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: tuple[int, Future[None]] | None = None
+        self._n_failed = 0
 
-def resume(
-    folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, say: Callable[[str], None]
-) -> dict[str, Any] | None:
-    """Load the newest whole checkpoint into parameters and optimizer; None if there never was one.
+    def __enter__(self) -> Self:
+        return self
 
-    Raises Stopped LU-S002 if there are checkpoints and every one is damaged.
-    """
-    steps = steps_in(folder)
-    for step in reversed(steps):
-        reason = damage(folder / _name(step))
-        if reason is None:
-            load_weights(folder, step, parameters)
-            _unflatten(optimizer, parameters, load_file(folder / _name(step) / "optimizer.safetensors"))
-            return json.loads((folder / _name(step) / "progress.json").read_text())  # type: ignore[no-any-return]
-        say(f"checkpoint {_name(step)} is damaged ({reason}); it is set aside and the one before it is used")
-        aside = folder / f"damaged-{_name(step)}"
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Raises Stopped LU-S004 where the last one cannot be written."""
+        failed = self._settle()
+        self._writer.shutdown()
+        if failed and (error is None or not isinstance(error, Exception)):  # a signal's end is an end too
+            raise self._unwritten(failed)
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def save(self, step: int, progress: dict[str, Any], best_step: int) -> None:
+        """Write step's checkpoint, then remove those that nothing needs: not the last two, not the best.
+
+        Returns when all that it writes is copied. One that could not be written is said, and the next is tried; raises
+        Stopped LU-S004 after three in a row.
+        """
+        if (failed := self._settle()) and self._n_failed >= MOST_FAILED:
+            raise self._unwritten(failed)
+        tensors = {"weights": _detached(self._parameters), "optimizer": _flatten(self._optimizer, self._parameters)}
+        n_bytes = sum(t.nbytes for of in tensors.values() for t in of.values())
+        free = available_bytes(torch.device("cpu"))
+        alone = free is None or n_bytes <= SNAPSHOT_SHARE * free
+        if alone:
+            tensors = {name: {n: t.to("cpu", copy=True) for n, t in of.items()} for name, of in tensors.items()}
+        writing = self._writer.submit(self._write, step, tensors, progress, best_step)
+        self._writing = step, writing
+        if not alone:
+            writing.exception()  # `_settle` says what it was
+
+    def _write(self, step: int, tensors: Mapping[str, Tensors], progress: dict[str, Any], best_step: int) -> None:
+        with fresh_folder(self._folder / _name(step)) as building:
+            for name, of in tensors.items():
+                reach("write")
+                save_file(dict(of), building / f"{name}.safetensors")
+            (building / "progress.json").write_text(json.dumps(progress))
+            (building / "environment.json").write_text(json.dumps(environment()))
+            manifest = {p.name: sha256_of(p) for p in sorted(building.iterdir())}
+            (building / "manifest.json").write_text(json.dumps(manifest))
+        for old in {*steps_in(self._folder)[:-KEEP_LAST]} - {best_step}:
+            delete_folder(self._folder / _name(old))
+
+    def _settle(self) -> str | None:
+        """Wait for what is being written; what went wrong, in words, is said."""
+        if self._writing is None:
+            return None
+        (step, writing), self._writing = self._writing, None
+        try:
+            writing.result()
+        except OSError as error:
+            self._n_failed += 1
+            failed = f"the checkpoint of step {step} could not be written: {error.strerror or error}"
+            self._say(failed)
+            return failed
+        self._n_failed = 0
+        return None
+
+    def _unwritten(self, failed: str) -> Stopped:
+        whole = [step for step in steps_in(self._folder) if damage(self._folder / _name(step)) is None]
+        there = f"that of step {whole[-1]} is whole" if whole else "there is none before it"
+        advice = "free space or mend the disk; the same command then goes on"
+        return Stopped.of("LU-S004", str(self._folder), f"{failed}; {there}", advice)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def resume(self) -> dict[str, Any] | None:
+        """Load the newest whole one into parameters and optimizer; None if there never was one.
+
+        One whose best weights are lost is passed over too: from an earlier one training finds them again. Raises
+        Stopped LU-S002 if there are checkpoints and none can be used.
+        """
+        self._remove_leftovers()
+        while steps := steps_in(self._folder):
+            step = steps[-1]
+            if self._set_aside(step):
+                continue
+            progress: dict[str, Any] = json.loads((self._folder / _name(step) / "progress.json").read_text())
+            best = progress["best_step"]
+            if best != step and self._set_aside(best):
+                self._move(step, f"the best weights, of step {best}, are lost")
+                continue
+            self.restore(step)
+            self._compare_environment(step)
+            return progress
+        if any(self._folder.glob("damaged-*")):
+            advice = f"delete {self._folder} to train from the start"
+            raise Stopped.of("LU-S002", str(self._folder), "every checkpoint is damaged", advice)
+        return None
+
+    def restore(self, step: int) -> None:
+        """Put the weights and the moments of `step` back. Raises Stopped LU-S002 if they are damaged."""
+        self.load_weights(step)
+        self._optimizer.state.clear()
+        _unflatten(self._optimizer, self._parameters, load_file(self._folder / _name(step) / "optimizer.safetensors"))
+
+    def load_weights(self, step: int) -> None:
+        """Put the weights of `step` into the parameters. Raises Stopped LU-S002 if they are damaged."""
+        self._settle()
+        if reason := damage(self._folder / _name(step)):
+            where, found = str(self._folder / _name(step)), f"the weights of step {step} are damaged: {reason}"
+            raise Stopped.of("LU-S002", where, found, "the same command goes on from an earlier checkpoint")
+        weights = load_file(self._folder / _name(step) / "weights.safetensors")
+        assert weights.keys() == self._parameters.keys()
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(weights[name])
+
+    def _set_aside(self, step: int) -> bool:
+        """Whether the checkpoint cannot be used; then it is moved away."""
+        reason = damage(self._folder / _name(step))
+        if reason:
+            self._move(step, f"is damaged ({reason})")
+        return reason is not None
+
+    def _move(self, step: int, why: str) -> None:
+        self._say(f"checkpoint {_name(step)}: {why}; it is set aside and the one before it is used")
+        folder, aside = self._folder / _name(step), self._folder / f"damaged-{_name(step)}"
         shutil.rmtree(aside, ignore_errors=True)
-        (folder / _name(step)).rename(aside)
-    if steps or any(folder.glob("damaged-*")):
-        raise Stopped.of(
-            "LU-S002", str(folder), "every checkpoint is damaged", f"delete {folder} to train from the start"
-        )
-    return None
+        if folder.exists():
+            folder.rename(aside)
+
+    def _remove_leftovers(self) -> None:
+        """Of saves and deletions that were cut short."""
+        for path in self._folder.glob(".step-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _compare_environment(self, step: int) -> None:
+        before = json.loads((self._folder / _name(step) / "environment.json").read_text())
+        now = environment()
+        changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
+        if changed:
+            self._say(f"{', '.join(changed)}: what follows is equal but for rounding, and not exact any more")
 
 
-def load_weights(folder: Path, step: int, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Put the weights of `step` into the parameters. Raises Stopped LU-S002 if they are damaged."""
-    if reason := damage(folder / _name(step)):
-        raise Stopped.of(
-            "LU-S002",
-            str(folder / _name(step)),
-            f"the best weights are damaged: {reason}",
-            "delete the checkpoints and train again",
-        )
-    weights = load_file(folder / _name(step) / "weights.safetensors")
-    assert weights.keys() == parameters.keys()
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+def environment() -> dict[str, Any]:
+    """What the bits of a result depend on beside recipe, data and the packages' versions."""
+    return {
+        "threads": torch.get_num_threads(),
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+    }
 
 
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, in words; None if it is whole."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
+        names = {p.name for p in checkpoint.iterdir()} - {"manifest.json"}
+        if names != set(manifest):
+            return f"{', '.join(sorted(names ^ set(manifest)))} is missing, or is not in the manifest"
         for name, expected in manifest.items():
             if sha256_of(checkpoint / name) != expected:
                 return f"{name} has changed"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -105,6 +217,10 @@ def _name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def _detached(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: p.detach().contiguous() for name, p in parameters.items()}
+
+
 def _flatten(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Optimizer state by parameter name: 'exp_avg/layers.0...' -> tensor."""
     return {
@@ -114,9 +230,7 @@ def _flatten(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Param
     }
 
 
-def _unflatten(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], flat: Mapping[str, Tensor]
-) -> None:
+def _unflatten(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], flat: Tensors) -> None:
     for flat_name, value in flat.items():
         key, _, name = flat_name.partition("/")
         parameter = parameters[name]

@@ -15,7 +15,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from statistics import median
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,19 @@ from luthier.batch import Batch
 from luthier.decoder import Decoder, in_parts, score
 from luthier.encode import Encoded
 from luthier.errors import Stopped
+from luthier.faults import reach
 from luthier.interrupts import deferred
-from luthier.progress import Advance
+from luthier.progress import Reporter
 from luthier.train.terms import Term, Unit
 
 T = TypeVar("T")
+
+NORMS, FEWEST_NORMS = 64, 16
+"""Steps whose gradient norms say what is usual, and how few say nothing yet."""
+MOST_BAD = 3
+"""Steps in a row that may be bad before the run stops: then it is no single row's fault."""
+NAMED_ROWS = 16
+BadStep = Literal["stop", "skip", "roll_back"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,8 @@ class Progress:
     stopped: str | None = None  # the reason, in words
     checks: tuple[tuple[int, float], ...] = ()  # (step, validation nll)
     curve: tuple[tuple[int, float], ...] = ()  # (step, training nll)
+    norms: tuple[float, ...] = ()  # of the last steps' gradients, before they were clipped
+    bad: tuple[tuple[int, str], ...] = ()  # (step, why): what nothing was learned from
 
     def judged(self, nll: float, patience: int | None) -> Progress:
         """Progress after a validation: best so far, or one check worse."""
@@ -81,6 +92,8 @@ class Plan:
     save_every_s: float
     max_s: float | None = None  # wall clock, validations included; the schedule ends with it
     in_backward: bool = False  # layers are updated while gradients are computed: such a step cannot be tried again
+    on_bad_step: BadStep = "stop"
+    spike: float | None = None  # a gradient so many times the usual one is bad; None: one that is not finite alone
     hooks: tuple[Hook, ...] = field(default=())
 
     def fraction(self, progress: Progress) -> float:
@@ -89,6 +102,32 @@ class Plan:
 
     def time_share(self, progress: Progress) -> float:
         return progress.seconds / self.max_s if self.max_s else 0.0
+
+    def validates(self, progress: Progress) -> bool:
+        """Whether the weights are to be judged now; a step that was interrupted before it was judged still is."""
+        if progress.checks and progress.checks[-1][0] == progress.step:
+            return False
+        at_an_end = progress.step == self.n_steps or self.time_share(progress) >= 1
+        return progress.step % self.validate_every == 0 or at_an_end
+
+    def in_time(self, progress: Progress) -> Progress:
+        """Progress, stopped where its time is over."""
+        if self.time_share(progress) < 1 or progress.step == self.n_steps or progress.stopped:
+            return progress
+        over = f"the time limit was reached after {progress.step} of {self.n_steps} steps"
+        return replace(progress, stopped=over)
+
+    def bad(self, norm: float, usual: Sequence[float]) -> str:
+        """Why a gradient of this norm should teach nothing, in words; empty where it should."""
+        if not math.isfinite(norm):
+            return f"the gradient norm is {norm}"
+        if self.spike is None or len(usual) < FEWEST_NORMS or norm <= self.spike * median(usual):
+            return ""
+        return f"the gradient norm is {norm:.3g}, {norm / median(usual):.3g} times the usual one"
+
+    def is_bad(self, progress: Progress) -> bool:
+        """Whether the last step was."""
+        return bool(progress.bad) and progress.bad[-1][0] == progress.step
 
 
 class Relieved(Protocol):
@@ -100,6 +139,17 @@ def as_it_is(work: Callable[[], T], again: bool = True) -> T:
     return work()
 
 
+class Keeper(Protocol):
+    """Keeps the state of a training: weights, moments and progress."""
+
+    def save(self, step: int, progress: dict[str, Any], best_step: int) -> None:
+        """Return when training may go on."""
+
+    def restore(self, step: int) -> None:
+        """Put weights and moments back to those of a step that was saved and is the last, the one before it or the
+        best."""
+
+
 def fit(
     decoder: Decoder,
     optimizer: torch.optim.Optimizer,
@@ -107,87 +157,128 @@ def fit(
     data: Data,
     plan: Plan,
     progress: Progress,
-    save: Callable[[Progress], None],
-    advance: Advance,
+    keeper: Keeper,
+    report: Reporter,
     relieved: Relieved = as_it_is,
 ) -> Progress:
     """Train until the plan's end, its time, or until validation stops improving.
 
-    `save` must leave a whole checkpoint. Parameters without a gradient after the backward pass are left as they are:
-    something else has updated them (`optim.update_in_backward`). Raises Stopped LU-S001 on a gradient that is not
-    finite, and Interrupted on a signal, after saving the last finished step.
+    Parameters without a gradient after the backward pass are left as they are: something else has updated them
+    (`optim.update_in_backward`). Raises Stopped LU-S001 on a bad step, where the plan says so or they follow each
+    other, and Interrupted on a signal, after saving the last finished step.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    saved_at = time.monotonic()
+    step_of = _Steps(decoder, optimizer, terms, data, plan, keeper, report, relieved)
+    saved, saved_at = progress, time.monotonic()
     began = saved_at - progress.seconds
-
-    def timed(progress: Progress) -> Progress:
-        return replace(progress, seconds=time.monotonic() - began)
-
-    with deferred() as interrupted:
-        if not progress.checks:
-            progress = timed(progress.judged(relieved(lambda: mean_nll(decoder, data.valid())), plan.patience))
-            save(progress)
-        while progress.step < plan.n_steps and not progress.stopped:
-            after = _step(decoder, optimizer, parameters, terms, data, plan, progress, interrupted, relieved)
+    with deferred() as interrupted, report.bar("train", plan.n_steps, progress.step) as advance:
+        while True:
+            if plan.validates(progress):
+                nll = relieved(lambda: mean_nll(decoder, data.valid(), interrupted))
+                if nll is None:
+                    break
+                progress = replace(progress.judged(nll, plan.patience), seconds=time.monotonic() - began)
+                progress = plan.in_time(progress)
+            ended = progress.stopped is not None or progress.step == plan.n_steps
+            if progress is not saved and (
+                ended or progress.best_step == progress.step or time.monotonic() - saved_at >= plan.save_every_s
+            ):
+                keeper.save(progress.step, to_json(progress), progress.best_step)
+                saved, saved_at = progress, time.monotonic()
+            if ended:
+                break
+            after = step_of(progress, interrupted)
             if after is None:
-                save(progress)
-                break  # `deferred` raises what interrupted us
-            progress = _judge_when_due(decoder, data, plan, timed(after), relieved, timed)
-            due = time.monotonic() - saved_at >= plan.save_every_s
-            if due or progress.stopped or progress.best_step == progress.step or progress.step == plan.n_steps:
-                save(progress)
-                saved_at = time.monotonic()
+                break
+            progress = replace(after, seconds=time.monotonic() - began)
             advance(
                 1,
-                nll=progress.curve[-1][1],
+                nll=math.nan if plan.is_bad(progress) else progress.curve[-1][1],
                 valid=progress.checks[-1][1],
-                tokens_per_s=after.n_input_tokens / max(progress.seconds, 1e-9),
+                tokens_per_s=progress.n_input_tokens / max(progress.seconds, 1e-9),
             )
+        if progress is not saved:  # a signal came; `deferred` raises it
+            keeper.save(progress.step, to_json(progress), progress.best_step)
     return progress if progress.stopped else replace(progress, stopped="all planned steps are done")
 
 
-def _step(
-    decoder: Decoder,
-    optimizer: torch.optim.Optimizer,
-    parameters: list[nn.Parameter],
-    terms: Sequence[Term],
-    data: Data,
-    plan: Plan,
-    progress: Progress,
-    interrupted: Callable[[], Any],
-    relieved: Relieved,
-) -> Progress | None:
-    """One update; None if a signal came first, and then nothing has changed."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["lr_ratio"] * plan.learning_rate(plan.fraction(replace(progress, step=progress.step + 1)))
-    try:
-        found = relieved(
-            lambda: _gradient(decoder, optimizer, terms, data, plan.seed, progress.step, interrupted),
-            again=not plan.in_backward,
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """One update after another."""
+
+    decoder: Decoder
+    optimizer: torch.optim.Optimizer
+    terms: Sequence[Term]
+    data: Data
+    plan: Plan
+    keeper: Keeper
+    report: Reporter
+    relieved: Relieved
+
+    def __call__(self, progress: Progress, interrupted: Callable[[], Any]) -> Progress | None:
+        """Progress after one step; None if a signal came first, and then nothing has changed."""
+        reach("step")
+        self._set_rates(progress)
+        try:
+            found = self.relieved(lambda: self._gradient(progress.step, interrupted), again=not self.plan.in_backward)
+        except FloatingPointError as error:  # in the midst of the backward pass
+            return self._bad(progress, f"the gradient norm is {error}")
+        if found is None:
+            self.optimizer.zero_grad(set_to_none=True)
+            return None
+        batches, counts, nats = found
+        for hook in self.plan.hooks:
+            hook.before_update(self.decoder.model, progress)
+        norm = float(self._clipped())
+        if why := self.plan.bad(norm, progress.norms):
+            return self._bad(progress, why)
+        self.relieved(self.optimizer.step, again=False)
+        self.optimizer.zero_grad(set_to_none=True)
+        return replace(
+            progress,
+            step=progress.step + 1,
+            n_tokens=progress.n_tokens + counts["token"],
+            n_input_tokens=progress.n_input_tokens + sum(b.n_input_tokens for b in batches),
+            n_computed_tokens=progress.n_computed_tokens + sum(_n_computed(self.decoder, b) for b in batches),
+            curve=(*progress.curve, (progress.step + 1, float(nats) / counts["token"])),
+            norms=(*progress.norms, norm)[-NORMS:],
         )
-    except FloatingPointError as error:  # in the midst of the backward pass
-        raise _diverged(str(error), plan, progress.step, data) from None
-    if found is None:
-        optimizer.zero_grad(set_to_none=True)
-        return None
-    batches, counts, nats = found
-    for hook in plan.hooks:
-        hook.before_update(decoder.model, progress)
-    most = math.inf if plan.max_grad_norm is None else plan.max_grad_norm
-    norm = torch.nn.utils.clip_grad_norm_(parameters, most)
-    if not torch.isfinite(norm):
-        raise _diverged(float(norm), plan, progress.step, data)
-    relieved(optimizer.step, again=False)
-    optimizer.zero_grad(set_to_none=True)
-    return replace(
-        progress,
-        step=progress.step + 1,
-        n_tokens=progress.n_tokens + counts["token"],
-        n_input_tokens=progress.n_input_tokens + sum(b.n_input_tokens for b in batches),
-        n_computed_tokens=progress.n_computed_tokens + sum(_n_computed(decoder, b) for b in batches),
-        curve=(*progress.curve, (progress.step + 1, float(nats) / counts["token"])),
-    )
+
+    def _set_rates(self, progress: Progress) -> None:
+        for group in self.optimizer.param_groups:
+            at = self.plan.fraction(replace(progress, step=progress.step + 1))
+            group["lr"] = group["lr_ratio"] * self.plan.learning_rate(at)
+
+    def _gradient(
+        self, step: int, interrupted: Callable[[], Any]
+    ) -> tuple[list[Batch], dict[Unit, int], Tensor] | None:
+        return _gradient(self.decoder, self.optimizer, self.terms, self.data, self.plan.seed, step, interrupted)
+
+    def _clipped(self) -> Tensor:
+        """The gradient's norm before it was clipped."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        most = math.inf if self.plan.max_grad_norm is None else self.plan.max_grad_norm
+        return torch.nn.utils.clip_grad_norm_(parameters, most)
+
+    def _bad(self, progress: Progress, why: str) -> Progress:
+        """Progress past a step from which nothing is learned. Raises Stopped LU-S001."""
+        self.optimizer.zero_grad(set_to_none=True)
+        step = progress.step + 1
+        after = replace(progress, step=step, bad=(*progress.bad, (step, why)))
+        in_a_row = [at for at, _ in after.bad[-MOST_BAD:]] == [*range(step - MOST_BAD + 1, step + 1)]
+        rows = ", ".join(e.source for e in self.data.examples(progress.step)[:NAMED_ROWS])
+        if self.plan.on_bad_step == "stop" or in_a_row:
+            left = f"the weights are still those of step {progress.step}"
+            if self.plan.in_backward:
+                left = "some layers may be updated already: what counts is the last checkpoint"
+            found = f"{why}; {left}" + (f"; so were the {MOST_BAD - 1} before it" if in_a_row else "")
+            advice = f"lower train.learning_rate, or look at the rows of this step: {rows}"
+            raise Stopped.of("LU-S001", f"step {step}", found, advice)
+        done = "nothing is learned from it"
+        if self.plan.on_bad_step == "roll_back":
+            self.keeper.restore(progress.best_step)
+            done = f"back to the weights of step {progress.best_step}, and on with the next step"
+        self.report.say(f"step {step}: {why}; {done}; its rows: {rows}")
+        return after
 
 
 def _gradient(
@@ -241,49 +332,21 @@ def backward(decoder: Decoder, terms: Sequence[Term], batch: Batch, counts: dict
     return first
 
 
-def mean_nll(decoder: Decoder, batches: Iterable[Batch]) -> float:
-    """Nats per learned token: total over total, never a mean of means."""
+def mean_nll(decoder: Decoder, batches: Iterable[Batch], interrupted: Callable[[], Any] = lambda: None) -> float | None:
+    """Nats per learned token: total over total, never a mean of means. None if a signal came first."""
     decoder.model.eval()
     nats, n = 0.0, 0
     with decoder.entered():
         for batch in batches:
+            if interrupted():
+                return None
             nats += float(score(decoder, batch.to(decoder.device)).sum())
             n += batch.n_targets
     return nats / n
 
 
-def _judge_when_due(
-    decoder: Decoder,
-    data: Data,
-    plan: Plan,
-    progress: Progress,
-    relieved: Relieved,
-    timed: Callable[[Progress], Progress],
-) -> Progress:
-    due = progress.step % plan.validate_every == 0 or progress.step == plan.n_steps or plan.time_share(progress) >= 1
-    if not due:
-        return progress
-    progress = timed(progress.judged(relieved(lambda: mean_nll(decoder, data.valid())), plan.patience))
-    if plan.time_share(progress) < 1 or progress.step == plan.n_steps or progress.stopped:
-        return progress
-    return replace(progress, stopped=f"the time limit was reached after {progress.step} of {plan.n_steps} steps")
-
-
 def _n_computed(decoder: Decoder, batch: Batch) -> int:
     return batch.ids.numel() if decoder.shares else batch.n_input_tokens
-
-
-def _diverged(norm: float | str, plan: Plan, step: int, data: Data) -> Stopped:
-    weights = f"the weights are still those of step {step}"
-    if plan.in_backward:
-        weights = "some layers may be updated already: what counts is the last checkpoint"
-    names = ", ".join(e.source for e in data.examples(step)[:16])
-    return Stopped.of(
-        "LU-S001",
-        f"step {step + 1}",
-        f"the gradient norm is {norm}; {weights}",
-        f"lower train.learning_rate, or look at the rows of this step: {names}",
-    )
 
 
 def _mix(seed: int, step: int) -> int:
@@ -299,5 +362,5 @@ def to_json(progress: Progress) -> dict[str, Any]:
 
 
 def from_json(data: dict[str, Any]) -> Progress:
-    pairs = {k: tuple(tuple(p) for p in data[k]) for k in ("checks", "curve")}
-    return Progress(**{**data, **pairs})
+    pairs = {k: tuple(tuple(p) for p in data[k]) for k in ("checks", "curve", "bad")}
+    return Progress(**{**data, **pairs, "norms": tuple(data["norms"])})

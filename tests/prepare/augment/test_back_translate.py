@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 
 import pytest
 from chat_server import Asked as Request
@@ -14,11 +16,12 @@ from chat_server import Server, serve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.errors import DataError
+from luthier.errors import DataError, ModelError
 from luthier.prepare.augment import apertium
-from luthier.prepare.augment.apertium import Apertium, Translated
-from luthier.prepare.augment.back_translate import BackTranslate, Translate, back_translate
+from luthier.prepare.augment.apertium import Apertium, Translate, Translated
+from luthier.prepare.augment.back_translate import BackTranslate, back_translate
 from luthier.prepare.augment.contract import Unmade
+from luthier.prepare.augment.seq2seq import pair
 
 from .rows import asked, made, needs_apertium, talk
 
@@ -167,10 +170,10 @@ def test_each_text_makes_one_trip_a_pivot() -> None:
 # -- models and servers ----------------------------------------------------------------------------------
 
 
-def test_a_folder_of_a_model_translates(tmp_path: Path) -> None:
-    """A random model of a few weights: what it says is noise, but the way there and back is walked."""
+def write_models(folder: Path) -> None:
+    """Random models of a few weights in `there` and `back`: what they say is noise."""
     torch, transformers, tokenizers = (pytest.importorskip(m) for m in ("torch", "transformers", "tokenizers"))
-    torch.manual_seed(0)
+    torch.manual_seed(4)
     words = ["<pad>", "</s>", "<unk>", *"where is it the card . ?".split()]
     vocab = tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>")
     backend = tokenizers.Tokenizer(vocab)
@@ -181,8 +184,15 @@ def test_a_folder_of_a_model_translates(tmp_path: Path) -> None:
         vocab_size=len(words), d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0
     )
     for name in ("there", "back"):
-        transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
+        model = transformers.T5ForConditionalGeneration(config)
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+
+
+def test_a_folder_of_a_model_translates(tmp_path: Path) -> None:
+    write_models(tmp_path)
     method = back_translate(folder=tmp_path, models={"xx": ["there", "back"]}, max_unknown=1.0)
     [found] = made(method, talk("where is it ? the card .", "yes"))
     [again] = made(back_translate(folder=tmp_path, models={"xx": ["there", "back"]}), talk("where is it ? the card ."))
@@ -191,6 +201,24 @@ def test_a_folder_of_a_model_translates(tmp_path: Path) -> None:
     for wrong in (["there"], ["there", "nowhere"]):
         with pytest.raises(DataError, match="LU-D141"):
             back_translate(folder=tmp_path, models={"xx": wrong})
+
+
+def test_a_model_of_ctranslate2_writes_what_it_writes_with_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converters = pytest.importorskip("ctranslate2.converters")
+    write_models(tmp_path)
+    files = ["tokenizer.json", "tokenizer_config.json"]
+    converters.TransformersConverter(str(tmp_path / "there"), copy_files=files).convert(str(tmp_path / "fast"))
+    (slow, _), (fast, _) = (pair([name, "back"], tmp_path, "xx") for name in ("there", "fast"))
+    words = "where is it the card . ?".split()
+    texts = [" ".join(Random(n).choices(words, k=1 + n % 15)) for n in range(60)] + ["the " * 30, "it?\nthe card. it"]
+    written = slow(texts)
+    assert fast(texts) == written
+    assert sum(isinstance(one, Translated) for one in written) > 20 and len({*map(str, written)}) > 5
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"LU-M002(.|\n)*'\.\[ctranslate2\]'"):
+        pair(["fast", "back"], tmp_path, "xx")
 
 
 def test_a_server_translates_and_is_asked_once(

@@ -14,7 +14,6 @@ knows nothing of HTTP or tokens.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,11 +24,12 @@ from typing import Any
 import numpy as np
 
 from luthier import chat as chats
+from luthier import kept
 from luthier.chat import Chat, Reply
 from luthier.errors import EvaluationError, printable
 from luthier.evaluate.judges.preference import MIN_VOTES, Outcome, corrected, length_controlled, win_rate
 from luthier.evaluate.judges.questions import CLOSING, REMINDER, By, Question, make_question, prompt
-from luthier.files import locked, write_atomically
+from luthier.files import locked
 from luthier.metric import MeanMetric, Metric, Sample
 from luthier.progress import Reporter
 from luthier.recipe import question
@@ -257,7 +257,7 @@ def _ask_all(bench: Bench, questions: Sequence[Question], answers: Path, report:
                 group = open_[at : at + AT_ONCE]
                 found = dict(zip((q.key for q in group), _ask(bench, group), strict=True))
                 known |= found
-                _keep(path, known)
+                _keep(path, found)
                 advance(len(group))
                 if all(verdict.lost for verdict in found.values()):
                     break
@@ -265,14 +265,13 @@ def _ask_all(bench: Bench, questions: Sequence[Question], answers: Path, report:
     return [known.get(q.key, gone) for q in questions]
 
 
-def _keep(path: Path, known: Mapping[str, Verdict]) -> None:
-    lines = ({"key": k, "value": v.value, "said": v.said, "model": v.model} for k, v in known.items() if not v.lost)
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+def _keep(path: Path, found: Mapping[str, Verdict]) -> None:
+    came = {key: verdict for key, verdict in found.items() if not verdict.lost}
+    kept.append(path, ({"key": k, "value": v.value, "said": v.said, "model": v.model} for k, v in came.items()))
 
 
 def _kept(path: Path) -> dict[str, Verdict]:
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.is_file() else []
-    return {row["key"]: Verdict(row["value"], row["said"], row["model"]) for row in rows}
+    return {row["key"]: Verdict(row["value"], row["said"], row["model"]) for row in kept.rows(path)}
 
 
 # -- in words --------------------------------------------------------------------------------------------

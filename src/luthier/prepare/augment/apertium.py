@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
@@ -44,6 +45,10 @@ class Translated(NamedTuple):
     text: str
     unknown: tuple[str, ...] = ()
     """Words that were left as they are."""
+
+
+Translate = Callable[[Sequence[str]], list[Translated | Unmade]]
+"""Many texts at once, each by itself."""
 
 
 class Apertium:

@@ -8,12 +8,12 @@ nothing of what is asked.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from luthier import chat as chats
+from luthier import kept
 from luthier.chat import Chat, Reply
 from luthier.conversation import Message
 from luthier.errors import DataError, printable
@@ -59,21 +59,12 @@ class Asking:
         return DataError.of("LU-D142", f"data.augment: {self._method}", found, advice)
 
     def _kept(self) -> dict[str, Reply]:
-        if not self._path.is_file():
-            return {}
-        content = self._path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]  # half a line is left by a kill; it is written over
-        if whole != content:
-            self._path.write_bytes(whole)
-        return {row.pop("key"): Reply(**row) for row in map(json.loads, whole.splitlines())}
+        return {row.pop("key"): Reply(**row) for row in kept.rows(self._path)}
 
     def _keep(self, replies: Mapping[str, Reply]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            for key, r in replies.items():
-                if r.failure is None:
-                    row: dict[str, Any] = {"key": key, "text": r.text, "model": r.model}
-                    row |= {"prompt_tokens": r.prompt_tokens, "reply_tokens": r.reply_tokens}
-                    file.write(json.dumps(row) + "\n")
+        came = {key: reply for key, reply in replies.items() if reply.failure is None}
+        fields = ("text", "model", "prompt_tokens", "reply_tokens")
+        kept.append(self._path, ({"key": key, **{f: getattr(r, f) for f in fields}} for key, r in came.items()))
 
 
 def connect(

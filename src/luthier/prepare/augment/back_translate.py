@@ -1,6 +1,6 @@
 """Back translation: into another language and back, so that the same is said in other words (Sennrich et al. 2016).
 
-Three translators stand in for one another: Apertium, two sequence-to-sequence models of transformers a pivot, or an
+Three translators stand in for one another: Apertium, two sequence-to-sequence models a pivot (`seq2seq.py`), or an
 OpenAI-compatible endpoint. Protected spans travel as placeholders. A round trip is given up where the translator did
 not know too many of the words or left one of its own, lost a placeholder or came back empty; what comes back is
 filtered like any candidate.
@@ -8,26 +8,22 @@ filtered like any candidate.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any, Self
+from typing import Self
 
 from luthier.conversation import Conversation, Message
 from luthier.errors import DataError
-from luthier.prepare.augment.apertium import Apertium, Translated
+from luthier.prepare.augment.apertium import Apertium, Translate, Translated
 from luthier.prepare.augment.asking import Asking, connect
 from luthier.prepare.augment.contract import Asked, Told, Unmade, changeable, check_fraction, replaced
 from luthier.prepare.augment.protected import protected
-from luthier.settings import located
+from luthier.prepare.augment.seq2seq import pair
 
-Translate = Callable[[Sequence[str]], list[Translated | Unmade]]
-"""Many texts at once, each by itself."""
-BATCH = 16
 _PLACE = re.compile(r"(XQ[A-Z]+X)[^\W\dA-Z_]*")
 """A placeholder, with the ending that it may have got."""
 _LANGUAGES = {
@@ -60,13 +56,14 @@ def back_translate(
         folder: The recipe's.
         via: Pivots, as ISO 639 codes.
         language: Of the data.
-        models: Pivot -> [folder of the model there, folder of the model back]; instead of `via`.
+        models: Pivot -> [folder of the model there, folder of the model back], of transformers or CTranslate2; then
+            `via` is not read.
         url: Where an OpenAI-compatible server translates, up to and with /v1; `model` and `key_env` as for a judge.
         max_unknown: The greatest share of a text's words that Apertium may not know.
         timeout_s: For one text, or one try at the server.
         at_once: Requests in flight for each url.
 
-    Raises DataError LU-D141, LU-D146; ModelError LU-M006.
+    Raises DataError LU-D141, LU-D146; ModelError LU-M002, LU-M006.
     """
     check_fraction("back_translate", "max_unknown", max_unknown)
     pivots = list(models) if models else [via] if isinstance(via, str) else list(via)
@@ -86,7 +83,7 @@ def back_translate(
         if asking:
             ways[pivot] = (_by_chat(asking, language, pivot), _by_chat(asking, pivot, language))
         elif models:
-            ways[pivot] = _pair(models[pivot], folder, pivot)
+            ways[pivot] = pair(models[pivot], folder, pivot)
         else:
             there, back = Apertium(language, pivot, timeout_s), Apertium(pivot, language, timeout_s)
             opened += [there, back]
@@ -225,57 +222,3 @@ def _by_chat(asking: Asking, source: str, target: str) -> Translate:
         return [Unmade("no reply") if r.failure is not None else Translated(r.text.strip()) for r in replies]
 
     return translate
-
-
-def _pair(folders: Sequence[str], folder: Path, pivot: str) -> tuple[Translate, Translate]:
-    """Raises DataError LU-D141 where there are no two folders of models."""
-    paths = [located(one, folder) for one in folders]
-    for path in paths:
-        if len(paths) != 2 or not (path / "config.json").is_file():
-            found = f"models.{pivot} names no two folders of models with a config.json: {', '.join(map(str, paths))}"
-            raise DataError.of("LU-D141", "data.augment: back_translate", found, "[there, back], from the recipe")
-    return _by_model(paths[0]), _by_model(paths[1])
-
-
-def _by_model(folder: Path) -> Translate:
-    """A sequence-to-sequence model of transformers, loaded when first asked; sentence by sentence, greedily."""
-    loaded: list[tuple[object, object]] = []
-
-    def translate(texts: Sequence[str]) -> list[Translated | Unmade]:
-        if not loaded:
-            from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-            model = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True).eval()
-            loaded.append((AutoTokenizer.from_pretrained(folder, local_files_only=True), model))
-        pieces = [re.split(r"(\n+|(?<=[.!?])[ ]+)", text) for text in texts]
-        sentences = [*dict.fromkeys(p for text in pieces for p in text[::2] if p.strip())]
-        done = dict(zip(sentences, _written(*loaded[0], sentences), strict=True))
-        return [_joined([done.get(piece, piece) for piece in text]) for text in pieces]
-
-    return translate
-
-
-def _joined(pieces: Sequence[str | Unmade]) -> Translated | Unmade:
-    failed = next((piece for piece in pieces if isinstance(piece, Unmade)), None)
-    return failed or Translated("".join(map(str, pieces)))
-
-
-def _written(tokenizer: Any, model: Any, sentences: Sequence[str]) -> list[str | Unmade]:
-    """What the model writes for each; nothing is cut, neither of a sentence nor of its translation."""
-    import torch
-
-    lengths = [len(ids) for ids in tokenizer(list(sentences), verbose=False)["input_ids"]] if sentences else []
-    most = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or math.inf)
-    order = sorted((i for i, n in enumerate(lengths) if n <= most), key=lambda i: lengths[i])
-    found: list[str | Unmade] = [Unmade("a sentence is too long for the translator")] * len(sentences)
-    for at in range(0, len(order), BATCH):
-        group = order[at : at + BATCH]
-        batch = tokenizer([sentences[i] for i in group], return_tensors="pt", padding=True)
-        with torch.inference_mode():
-            room = 2 * batch["input_ids"].shape[1] + 10
-            ids = model.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=room)
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        ends = torch.isin(ids[:, 1:], torch.tensor(model.generation_config.eos_token_id)).any(dim=1).tolist()
-        for i, text, ended in zip(group, texts, ends, strict=True):
-            found[i] = text.strip() if ended else Unmade("the translator came to no end")
-    return found

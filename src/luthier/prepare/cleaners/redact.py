@@ -49,9 +49,11 @@ def redact(
     """
     wanted = frozenset(kinds or (*privacy.KINDS, *(presidio.NAMES if engine == "presidio" else ())))
     find = presidio.find if engine == "presidio" else privacy.find
-    while values := [value for value in find(text) if value.kind in wanted]:
-        text = privacy.replaced(text, values, lambda value: _placeholder(value.kind, value.canonical, seed, digits))
-    return text
+    return privacy.replaced(
+        text,
+        lambda text: [value for value in find(text) if value.kind in wanted],
+        lambda value: _placeholder(value.kind, value.canonical, seed, digits),
+    )
 
 
 @lru_cache(maxsize=4096)
