@@ -127,17 +127,8 @@ def test_answers_are_shown_with_their_lines_and_nothing_that_a_terminal_obeys(
     assert capsys.readouterr().out == "1. tea\n2. milk\\x1b[2J\n"
 
 
-def test_a_run_that_diverges_is_stopped_by_rule(project: Path, tiny: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    broken = project / "broken"
-    broken.mkdir()
-    for file in tiny.iterdir():
-        (broken / file.name).write_bytes(file.read_bytes())
-    weights = load_file(broken / "model.safetensors")
-    weights["model.norm.weight"][0] = float("inf")
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    done = luthier("run", "recipe.yaml", "--set", "model.base=broken", cwd=project, code=4)
+def test_a_run_that_diverges_is_stopped_by_rule(project: Path) -> None:
+    done = luthier("run", "recipe.yaml", "--set", "train.learning_rate=1e38", cwd=project, code=4)
     assert "LU-S001" in done.stderr
 
 

@@ -381,7 +381,7 @@ def test_a_run_whose_files_are_damaged_is_said(project: Path) -> None:
     recipe = (folder / "recipe.yaml").read_bytes()
     for bad in (b"", b"\xff\xfe"):
         (folder / "recipe.yaml").write_bytes(bad)
-        with pytest.raises(LuthierError, match=r"LU-R002 .*recipe.yaml"):
+        with pytest.raises(RunError, match=r"LU-U047 .*recipe.yaml"):
             lifecycle.run(folder, overrides=("seed=3",))
     (folder / "recipe.yaml").write_bytes(recipe)
     (folder / "prepare" / "train.jsonl").unlink()
@@ -420,7 +420,7 @@ def test_a_project_that_was_moved_is_looked_for_where_it_lies(project: Path, tmp
     for name in ("recipe.yaml", "rows.jsonl", "own.py", "runs"):
         (project / name).rename(moved / name)
     done = lifecycle.run(moved / "recipe.yaml", workspace=moved / "runs", until="prepare")
-    assert json.loads((done.folder / "run.json").read_text()) == {"origin": str(moved)}
+    assert json.loads((done.folder / "run.json").read_text())["origin"] == str(moved)
 
 
 def test_virtual_tokens_take_places_of_the_context_window(project: Path) -> None:
