@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 import weakref
@@ -186,11 +187,14 @@ def test_the_whole_model_is_never_in_memory(tmp_path: Path) -> None:
     write_tiny_model(tmp_path, layers=6, width=768)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path)
-    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, timeout=600)
+    # A fixed threshold: large blocks go back to the system when they are freed, so that what is seen is what is held.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
+    command = [sys.executable, "-c", PEAK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
     whole = 4 * sum(p.numel() for p in model.parameters())
     _, four, eight, all_of_it = (int(line) / whole for line in done.stdout.split())
-    assert four < 0.35 and eight < 0.5 and all_of_it > 0.95  # found: 0.28, 0.42 to 0.46, and 1
+    assert four < 0.25 and eight < 0.35 and all_of_it > 0.95  # found: 0.20, 0.30 and 1
 
 
 # -- what is computed -------------------------------------------------------------------------------------

@@ -48,8 +48,11 @@ class QuantizedLinear(nn.Linear):
         nn.Module.__init__(self)  # not Linear's, which makes a weight
         self.out_features, self.in_features = weight.shape
         self.form = form
-        parts = [_FORMS[form].quantized(part) for part in weight.detach().reshape(-1, BLOCK).split(PART // BLOCK)]
-        codes, scales = (torch.cat(of) for of in zip(*parts, strict=True))
+        blocks, quantized = weight.detach().reshape(-1, BLOCK), _FORMS[form].quantized
+        # Written where they stay: small parts kept until they are joined would leave holes in the process's memory.
+        codes, scales = (few.new_empty(len(blocks), few.shape[1]) for few in quantized(blocks[:1]))
+        for part in (slice(start, start + PART // BLOCK) for start in range(0, len(blocks), PART // BLOCK)):
+            codes[part], scales[part] = quantized(blocks[part])
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
         self.register_parameter("bias", bias)
