@@ -229,7 +229,7 @@ def scripted_fit(nlls: list[float], patience: int | None, monkeypatch: pytest.Mo
     data = StepData(examples, examples[:2], len(nlls), 16, 4096, seed=0)
     plan = Plan(len(nlls) - 1, lambda _: 1e-3, 0, 1.0, 1, patience, 1e9)
     script = iter(nlls)
-    monkeypatch.setattr(loop, "mean_nll", lambda *_: next(script))
+    monkeypatch.setattr(loop, "nll_sums", lambda *_: (next(script), 1))
     optimizer = make_optimizer(trainable(model), make_recipe().train)
     return fit(Decoder(model), optimizer, [CrossEntropy()], data, plan, Progress(), NoKeeper(), Quiet())
 
@@ -250,7 +250,7 @@ def test_the_best_weights_are_restored(tiny: Path, tmp_path: Path, monkeypatch: 
     from safetensors.torch import load_file
 
     worse = iter(range(100))
-    monkeypatch.setattr(loop, "mean_nll", lambda *_: float(next(worse)))
+    monkeypatch.setattr(loop, "nll_sums", lambda *_: (float(next(worse)), 1))
     data, base = prepared(tmp_path / "data"), find_base(str(tiny))
     done = train(make_recipe(early_stopping=None), data, base, tmp_path / "out")
     weights = load_file(tmp_path / "out" / "model" / "adapter_model.safetensors")
@@ -270,15 +270,15 @@ def test_a_time_limit_ends_the_schedule(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_validations_count_in_the_time_limit(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, validations = loop.mean_nll, []
+    real, validations = loop.nll_sums, []
     clock = loop.time.monotonic
     monkeypatch.setattr(loop.time, "monotonic", lambda: clock() + 60 * len(validations))
 
-    def slow(*args: Any) -> float:
+    def slow(*args: Any) -> Any:
         validations.append(1)
         return real(*args)
 
-    monkeypatch.setattr(loop, "mean_nll", slow)
+    monkeypatch.setattr(loop, "nll_sums", slow)
     data, base = prepared(tmp_path / "data"), find_base(str(tiny))
     done = train(make_recipe(epochs=50, max_minutes=3.5, early_stopping=None), data, base, tmp_path / "out")
     assert len(validations) == 4 and done.seconds >= 240 and done.checks[-1].step == done.steps < done.steps_planned
@@ -375,17 +375,16 @@ class Say(Quiet):
 
 def poisoned(steps: Mapping[int, float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of these steps, counted from 1, are multiplied."""
-    real = loop._gradient
+    real = loop._Steps._gradient
 
-    def gradient(decoder: Decoder, *args: Any) -> Any:
-        found = real(decoder, *args)
-        factor = steps.get(args[-2] + 1, 1.0)
-        for p in decoder.model.parameters():
+    def gradient(running: Any, step: int, *args: Any) -> Any:
+        found = real(running, step, *args)
+        for p in running.decoder.model.parameters():
             if p.grad is not None:
-                p.grad *= factor
+                p.grad *= steps.get(step + 1, 1.0)
         return found
 
-    monkeypatch.setattr(loop, "_gradient", gradient)
+    monkeypatch.setattr(loop._Steps, "_gradient", gradient)
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf, 1e4])

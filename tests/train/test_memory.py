@@ -136,8 +136,8 @@ def test_nothing_is_tried_again_while_weights_change(
 
 def test_a_validation_is_tried_again_in_any_case(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, base = prepared(tmp_path / "data"), find_base(str(tiny))
-    real, calls = loop.mean_nll, iter(range(1000))
-    monkeypatch.setattr(loop, "mean_nll", lambda *args: real(*args) if next(calls) else out_of_memory())
+    real, calls = loop.nll_sums, iter(range(1000))
+    monkeypatch.setattr(loop, "nll_sums", lambda *args: real(*args) if next(calls) else out_of_memory())
     assert "memory ran out 1 times" in train(make_recipe(**DURING), data, base, tmp_path / "out").path
 
 
@@ -228,14 +228,14 @@ def test_no_gradient_of_a_layer_is_left_when_the_backward_pass_ends(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, base = prepared(tmp_path / "data"), find_base(str(tiny))
-    real, left = loop._gradient, list[set[str]]()
+    real, left = loop._Steps._gradient, list[set[str]]()
 
-    def gradient(decoder: Any, *args: Any) -> Any:
-        found = real(decoder, *args)
-        left.append({name for name, p in decoder.model.named_parameters() if p.grad is not None})
+    def gradient(steps: Any, *args: Any) -> Any:
+        found = real(steps, *args)
+        left.append({name for name, p in steps.decoder.model.named_parameters() if p.grad is not None})
         return found
 
-    monkeypatch.setattr(loop, "_gradient", gradient)
+    monkeypatch.setattr(loop._Steps, "_gradient", gradient)
     train(make_recipe(adapt=FULL, max_grad_norm=None, update_in_backward=True), data, base, tmp_path / "out")
     assert left and all(names == {"model.embed_tokens.weight", "model.norm.weight"} for names in left)
 
@@ -264,13 +264,13 @@ def test_layers_that_were_updated_by_a_bad_step_are_rolled_back(
     """Infinity comes up in the backward pass of the first layer, when the last one has been updated."""
     data, base = prepared(tmp_path / "data"), find_base(str(tiny))
     recipe = make_recipe(adapt=FULL, max_grad_norm=None, update_in_backward=True, on_bad_step="roll_back", keep="last")
-    real, restored = loop._gradient, list[bool]()
+    real, restored = loop._Steps._gradient, list[bool]()
 
-    def gradient(decoder: Any, *args: Any) -> Any:
-        if args[-2] == 5:
-            weight = next(iter(decoder.layers()[1].parameters()))
+    def gradient(steps: Any, step: int, *args: Any) -> Any:
+        if step == 5:
+            weight = next(iter(steps.decoder.layers()[1].parameters()))
             weight.register_hook(lambda grad: grad * float("inf") if len(restored) == 0 else grad)
-        return real(decoder, *args)
+        return real(steps, step, *args)
 
     def bad(steps: Any, progress: Any, why: str) -> Any:
         after = real_bad(steps, progress, why)
@@ -279,7 +279,7 @@ def test_layers_that_were_updated_by_a_bad_step_are_rolled_back(
         return after
 
     real_bad = loop._Steps._bad
-    monkeypatch.setattr(loop, "_gradient", gradient)
+    monkeypatch.setattr(loop._Steps, "_gradient", gradient)
     monkeypatch.setattr(loop._Steps, "_bad", bad)
     done = train(recipe, data, base, tmp_path / "out")
     assert [b.step for b in done.bad_steps] == [6] and restored == [True] and done.steps == done.steps_planned

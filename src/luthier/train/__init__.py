@@ -36,22 +36,31 @@ from luthier.train.memory import Relief, recompute
 from luthier.train.optim import MOMENT_BYTES, learning_rate, make_optimizer, update_in_backward
 from luthier.train.ranks import Orthogonal, allocator
 from luthier.train.terms import CrossEntropy
+from luthier.train.world import ALONE, World
 from luthier.trunk import kept_trunk
 
 CURVE_POINTS = 400
 
 
 def train(
-    recipe: Recipe, prepared: Path, base: Base, out: Path, report: Reporter | None = None, folder: Path = Path()
+    recipe: Recipe,
+    prepared: Path,
+    base: Base,
+    out: Path,
+    report: Reporter | None = None,
+    folder: Path = Path(),
+    world: World = ALONE,
 ) -> TrainReport:
     """Train on `prepared`, going on from the newest checkpoint in `out` if there is one.
+
+    Every process of the `world` calls it, with the same files; the first one writes and reports.
 
     Leaves `out/model` (an adapter, or a whole model), with the best weights by validation nll or the last ones, and
     `out/train.json`. Given adapters are looked for in `folder`. Raises Stopped when training diverges, every checkpoint
     is damaged or none can be written; RunError LU-U046 where the disk is too small for them; ModelError LU-M030 to
     LU-M032 for a given adapter that does not fit.
     """
-    report = report or Quiet()
+    report = report if report and world.rank == 0 else Quiet()
     repeatable()
     tokenizer = load_tokenizer(base)
     given = [read_adapter(adapter_in(located(g.path, folder)), base, g.weight) for g in recipe.model.adapters]
@@ -63,7 +72,7 @@ def train(
         report.say(in_few_bits(start))
     model = adapt(add(start, given) if given else start, recipe.model.adapt, base, recipe.seed)
     decoder = Decoder(model, multiplied_in(settings.precision))
-    data = read_data(recipe, prepared, tokenizer, share=decoder.shares)
+    data = read_data(recipe, prepared, tokenizer, share=decoder.shares, world=world)
     parameters = trainable(model)
     how = recipe.model.adapt
     optimizer = make_optimizer(parameters, settings, how.lora_plus_ratio if isinstance(how, Lora) else 1.0)
@@ -73,10 +82,10 @@ def train(
     _check_space(parameters, settings, out)
     relief = Relief(decoder, data, report.say)
     if settings.update_in_backward:
-        _check_one_micro_batch(data)
+        _check_one_micro_batch(data, world)
         update_in_backward(optimizer, decoder.layers()[1].parameters())
     with (
-        Checkpoints(out / "checkpoints", parameters, optimizer, report.say) as checkpoints,
+        Checkpoints(out / "checkpoints", parameters, optimizer, report.say, world) as checkpoints,
         keeping_freed_memory(),
         kept_trunk(decoder, data.homes(), out) as ways,
     ):
@@ -88,14 +97,15 @@ def train(
         report.say(f"forward path: {path}")
         report.say(f"learning rate: {settings.rate:g}")
         plan = make_plan(recipe, data)
-        progress = fit(decoder, optimizer, [CrossEntropy()], data, plan, progress, checkpoints, report, relief)
+        progress = fit(decoder, optimizer, [CrossEntropy()], data, plan, progress, checkpoints, report, relief, world)
         checkpoints.load_weights(_kept_step(recipe, progress))
-    with fresh_folder(out / "model") as building:
-        save_adapted(model, building, tokenizer)
-        if given and is_adapter(building):
-            join(building, given)
     done = _report(recipe, model, data, progress, path + relief.said, described)
-    done.write(out / "train.json")
+    if world.rank == 0:
+        with fresh_folder(out / "model") as building:
+            save_adapted(model, building, tokenizer)
+            if given and is_adapter(building):
+                join(building, given)
+        done.write(out / "train.json")
     return done
 
 
@@ -117,7 +127,7 @@ def repeatable() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def read_data(recipe: Recipe, prepared: Path, tokenizer: object, share: bool) -> StepData:
+def read_data(recipe: Recipe, prepared: Path, tokenizer: object, share: bool, world: World = ALONE) -> StepData:
     """The training and validation sides, encoded. Raises DataError LU-D070 where one is empty."""
     encoder = Encoder(tokenizer, recipe.data.max_tokens, recipe.model.new_tokens)
     without = left_out(recipe.data.augment)
@@ -143,6 +153,8 @@ def read_data(recipe: Recipe, prepared: Path, tokenizer: object, share: bool) ->
         settings.tokens_per_micro_batch,
         recipe.seed,
         share,
+        world.rank,
+        world.size,
     )
 
 
@@ -161,8 +173,11 @@ def _check_space(parameters: dict[str, nn.Parameter], settings: Train, out: Path
         raise RunError.of("LU-U046", str(out), found, advice)
 
 
-def _check_one_micro_batch(data: StepData) -> None:
+def _check_one_micro_batch(data: StepData, world: World) -> None:
     """Raises RecipeError LU-R017 where a step has several: their gradients must be summed before they are used."""
+    if world.size > 1:
+        found = f"each of the {world.size} processes has a part of a gradient, which must be summed before it is used"
+        raise RecipeError.of("LU-R017", "train.update_in_backward", found, "train.parallel: fsdp, or one process")
     n, step = max((len(data.groups(step)), step) for step in range(data.n_steps))
     if n > 1:
         raise RecipeError.of(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from luthier.errors import Stopped
 from luthier.faults import reach
 from luthier.files import delete_folder, fresh_folder, sha256_of
 from luthier.machine import available_bytes, processor
+from luthier.train.world import ALONE, World
 
 KEEP_LAST = 2
 MOST_FAILED = 3
@@ -45,8 +46,10 @@ class Checkpoints:
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         say: Callable[[str], None],
+        world: World = ALONE,
     ) -> None:
         self._folder, self._parameters, self._optimizer, self._say = folder, parameters, optimizer, say
+        self._world = world
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: tuple[int, Future[None]] | None = None
         self._n_failed = 0
@@ -67,8 +70,11 @@ class Checkpoints:
         """Write step's checkpoint, then remove those that nothing needs: not the last two, not the best.
 
         Returns when all that it writes is copied. One that could not be written is said, and the next is tried; raises
-        Stopped LU-S004 after three in a row.
+        Stopped LU-S004 after three in a row, LU-S006 where processes that learn the same have come apart.
         """
+        _check_alike(self._parameters.values(), step, self._world)
+        if self._world.rank:  # the first process writes for all
+            return
         if (failed := self._settle()) and self._n_failed >= MOST_FAILED:
             raise self._unwritten(failed)
         tensors = {"weights": _detached(self._parameters), "optimizer": _flatten(self._optimizer, self._parameters)}
@@ -88,7 +94,7 @@ class Checkpoints:
                 reach("write")
                 save_file(dict(of), building / f"{name}.safetensors")
             (building / "progress.json").write_text(json.dumps(progress))
-            (building / "environment.json").write_text(json.dumps(environment()))
+            (building / "environment.json").write_text(json.dumps(environment(self._world.size)))
             manifest = {p.name: sha256_of(p) for p in sorted(building.iterdir())}
             (building / "manifest.json").write_text(json.dumps(manifest))
         for old in {*steps_in(self._folder)[:-KEEP_LAST]} - {best_step}:
@@ -123,23 +129,34 @@ class Checkpoints:
         One whose best weights are lost is passed over too: from an earlier one training finds them again. Raises
         Stopped LU-S002 if there are checkpoints and none can be used.
         """
+        step = int(self._world.first(self._newest() if self._world.rank == 0 else -1))
+        if step < 0:
+            return None
+        self.restore(step)
+        if self._world.rank == 0:
+            self._compare_environment(step)
+        return self._progress(step)
+
+    def _newest(self) -> int:
+        """The step of the newest that can be used, -1 if there never was one; what is damaged is set aside."""
         self._remove_leftovers()
         while steps := steps_in(self._folder):
             step = steps[-1]
             if self._set_aside(step):
                 continue
-            progress: dict[str, Any] = json.loads((self._folder / _name(step) / "progress.json").read_text())
-            best = progress["best_step"]
+            best = self._progress(step)["best_step"]
             if best != step and self._set_aside(best):
                 self._move(step, f"the best weights, of step {best}, are lost")
                 continue
-            self.restore(step)
-            self._compare_environment(step)
-            return progress
+            return step
         if any(self._folder.glob("damaged-*")):
             advice = f"delete {self._folder} to train from the start"
             raise Stopped.of("LU-S002", str(self._folder), "every checkpoint is damaged", advice)
-        return None
+        return -1
+
+    def _progress(self, step: int) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self._folder / _name(step) / "progress.json").read_text())
+        return found
 
     def restore(self, step: int) -> None:
         """Put the weights and the moments of `step` back. Raises Stopped LU-S002 if they are damaged."""
@@ -150,6 +167,7 @@ class Checkpoints:
     def load_weights(self, step: int) -> None:
         """Put the weights of `step` into the parameters. Raises Stopped LU-S002 if they are damaged."""
         self._settle()
+        self._world.first(0)  # what is to be read is written
         if reason := damage(self._folder / _name(step)):
             where, found = str(self._folder / _name(step)), f"the weights of step {step} are damaged: {reason}"
             raise Stopped.of("LU-S002", where, found, "the same command goes on from an earlier checkpoint")
@@ -180,18 +198,32 @@ class Checkpoints:
 
     def _compare_environment(self, step: int) -> None:
         before = json.loads((self._folder / _name(step) / "environment.json").read_text())
-        now = environment()
+        now = environment(self._world.size)
         changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
         if changed:
             self._say(f"{', '.join(changed)}: what follows is equal but for rounding, and not exact any more")
 
 
-def environment() -> dict[str, Any]:
+def environment(n_processes: int) -> dict[str, Any]:
     """What the bits of a result depend on beside recipe, data and the packages' versions."""
     return {
+        "processes": n_processes,
         "threads": torch.get_num_threads(),
         "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
     }
+
+
+def _check_alike(parameters: Iterable[nn.Parameter], step: int, world: World) -> None:
+    """Raises Stopped LU-S006 where another process holds other bits than the first one."""
+    if world.size == 1:
+        return
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = sum(int(p.detach().contiguous().view(kinds[p.element_size()]).sum(dtype=torch.int64)) for p in parameters)
+    own = float(bits % 2**52)  # which a float64 holds exactly
+    if world.first(own) != own:
+        found = f"process {world.rank} of {world.size} holds other weights than the first one: its memory, or what is sent"
+        advice = "look at that machine; the same command goes on from the last checkpoint"
+        raise Stopped.of("LU-S006", f"step {step}", found, advice)
 
 
 def damage(checkpoint: Path) -> str | None:

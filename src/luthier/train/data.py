@@ -15,6 +15,7 @@ import numpy as np
 
 from luthier.batch import Batch, make_batch, split_by_tokens
 from luthier.encode import Encoded
+from luthier.train.world import part_of
 
 
 @dataclass
@@ -29,6 +30,9 @@ class StepData:
     """May become smaller while a run goes on: no gradient depends on it."""
     seed: int
     share: bool = True
+    rank: int = 0
+    size: int = 1
+    """Of the processes that train together: each has a part of every step and of the validation side."""
 
     @property
     def shortest(self) -> int:
@@ -52,22 +56,32 @@ class StepData:
         return [self.train[_permutation(self.seed, i // n, n)[i % n]] for i in range(start, stop)]
 
     def step(self, step: int) -> list[Batch]:
-        """The step's micro-batches, each within the token budget."""
+        """This process's micro-batches of the step, each within the token budget."""
         return [make_batch(group, share=self.share) for group in self.groups(step)]
 
     def groups(self, step: int) -> list[list[Encoded]]:
-        """The examples of each micro-batch."""
-        return self._groups(self.examples(step))
+        """The examples of each of them."""
+        return self._groups(self._mine(self.examples(step)))
 
     def valid(self) -> Iterator[Batch]:
-        for group in self._groups(self.validation):
+        for group in self._groups(self._mine(self.validation)):
             yield make_batch(group, share=self.share)
 
     def homes(self) -> list[list[Encoded]]:
-        """The groups in which each example that is met more than once is met first: see `trunk.kept_trunk`."""
+        """The groups in which each example that is met more than once is met first: see `trunk.kept_trunk`.
+
+        The same for every process, so that states do not depend on how many there are.
+        """
         n_steps = math.ceil(len(self.train) / self.examples_per_step) if self.epochs > 1 else 0
         sides = [self.validation, *(self.examples(step) for step in range(n_steps))]
         return [group for side in sides for group in self._groups(side)]
+
+    def _mine(self, examples: Sequence[Encoded]) -> Sequence[Encoded]:
+        """This process's part: a run of the sorted examples, since neighbours there share most."""
+        if self.size == 1:
+            return examples
+        ordered = sorted(examples, key=lambda e: (e.ids, e.id))
+        return ordered[part_of([len(e.ids) for e in ordered], self.rank, self.size)]
 
     def _groups(self, examples: Sequence[Encoded]) -> list[list[Encoded]]:
         return split_by_tokens(examples, self.tokens_per_micro_batch, share=self.share)

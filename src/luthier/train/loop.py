@@ -12,6 +12,7 @@ out, but for rounding).
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -26,9 +27,10 @@ from luthier.decoder import Decoder, in_parts, score
 from luthier.encode import Encoded
 from luthier.errors import Stopped
 from luthier.faults import reach
-from luthier.interrupts import deferred
+from luthier.interrupts import Interrupted, deferred
 from luthier.progress import Reporter
 from luthier.train.terms import Term, Unit
+from luthier.train.world import ALONE, World
 
 T = TypeVar("T")
 
@@ -37,6 +39,8 @@ NORMS, FEWEST_NORMS = 64, 16
 MOST_BAD = 3
 """Steps in a row that may be bad before the run stops: then it is no single row's fault."""
 NAMED_ROWS = 16
+RANK_SEEDS = 2**32
+"""Between the seeds of two processes' noise: the examples of one step shall not have the same."""
 BadStep = Literal["stop", "skip", "roll_back"]
 
 
@@ -76,9 +80,14 @@ class Hook(Protocol):
 
 
 class Data(Protocol):
-    def examples(self, step: int) -> list[Encoded]: ...
-    def step(self, step: int) -> list[Batch]: ...
-    def valid(self) -> Iterable[Batch]: ...
+    def examples(self, step: int) -> list[Encoded]:
+        """All of a step."""
+
+    def step(self, step: int) -> list[Batch]:
+        """The micro-batches of this process."""
+
+    def valid(self) -> Iterable[Batch]:
+        """This process's part of the validation side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,44 +169,51 @@ def fit(
     keeper: Keeper,
     report: Reporter,
     relieved: Relieved = as_it_is,
+    world: World = ALONE,
 ) -> Progress:
     """Train until the plan's end, its time, or until validation stops improving.
 
+    All processes of the `world` run it with their parts of the data, and return the same.
     Parameters without a gradient after the backward pass are left as they are: something else has updated them
     (`optim.update_in_backward`). Raises Stopped LU-S001 on a bad step, where the plan says so or they follow each
     other, and Interrupted on a signal, after saving the last finished step.
     """
-    step_of = _Steps(decoder, optimizer, terms, data, plan, keeper, report, relieved)
-    saved, saved_at = progress, time.monotonic()
-    began = saved_at - progress.seconds
+    step_of = _Steps(decoder, optimizer, terms, data, plan, keeper, report, relieved, world)
+    saved, began = progress, time.monotonic() - progress.seconds
+
+    def timed(progress: Progress) -> Progress:
+        return replace(progress, seconds=world.first(time.monotonic() - began))
+
+    ended = False
     with deferred() as interrupted, report.bar("train", plan.n_steps, progress.step) as advance:
         while True:
             if plan.validates(progress):
-                nll = relieved(lambda: mean_nll(decoder, data.valid(), interrupted))
+                nll = step_of.validation(interrupted)
                 if nll is None:
                     break
-                progress = replace(progress.judged(nll, plan.patience), seconds=time.monotonic() - began)
-                progress = plan.in_time(progress)
+                progress = plan.in_time(timed(progress.judged(nll, plan.patience)))
             ended = progress.stopped is not None or progress.step == plan.n_steps
             if progress is not saved and (
-                ended or progress.best_step == progress.step or time.monotonic() - saved_at >= plan.save_every_s
+                ended or progress.best_step == progress.step or progress.seconds - saved.seconds >= plan.save_every_s
             ):
                 keeper.save(progress.step, to_json(progress), progress.best_step)
-                saved, saved_at = progress, time.monotonic()
+                saved = progress
             if ended:
                 break
             after = step_of(progress, interrupted)
             if after is None:
                 break
-            progress = replace(after, seconds=time.monotonic() - began)
+            progress = timed(after)
             advance(
                 1,
                 nll=math.nan if plan.is_bad(progress) else progress.curve[-1][1],
                 valid=progress.checks[-1][1],
                 tokens_per_s=progress.n_input_tokens / max(progress.seconds, 1e-9),
             )
-        if progress is not saved:  # a signal came; `deferred` raises it
-            keeper.save(progress.step, to_json(progress), progress.best_step)
+        if not ended:  # a signal came, to this process or to another one
+            if progress is not saved:
+                keeper.save(progress.step, to_json(progress), progress.best_step)
+            raise Interrupted(signal.SIGTERM)  # or this process's own, by `deferred`
     return progress if progress.stopped else replace(progress, stopped="all planned steps are done")
 
 
@@ -213,6 +229,7 @@ class _Steps:
     keeper: Keeper
     report: Reporter
     relieved: Relieved
+    world: World
 
     def __call__(self, progress: Progress, interrupted: Callable[[], Any]) -> Progress | None:
         """Progress after one step; None if a signal came first, and then nothing has changed."""
@@ -222,42 +239,69 @@ class _Steps:
             found = self.relieved(lambda: self._gradient(progress.step, interrupted), again=not self.plan.in_backward)
         except FloatingPointError as error:  # in the midst of the backward pass
             return self._bad(progress, f"the gradient norm is {error}")
-        if found is None:
+        dropped, nats, n_input, n_computed = self.world.sums(found is None, *(found or (0.0, 0, 0)))
+        if dropped:
             self.optimizer.zero_grad(set_to_none=True)
             return None
-        batches, counts, nats = found
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.world.add_up(parameters)
         for hook in self.plan.hooks:
             hook.before_update(self.decoder.model, progress)
-        norm = float(self._clipped())
+        most = math.inf if self.plan.max_grad_norm is None else self.plan.max_grad_norm
+        norm = float(self.world.clip(parameters, most))
         if why := self.plan.bad(norm, progress.norms):
             return self._bad(progress, why)
         self.relieved(self.optimizer.step, again=False)
         self.optimizer.zero_grad(set_to_none=True)
+        n_tokens = self._counts(progress.step)["token"]
         return replace(
             progress,
             step=progress.step + 1,
-            n_tokens=progress.n_tokens + counts["token"],
-            n_input_tokens=progress.n_input_tokens + sum(b.n_input_tokens for b in batches),
-            n_computed_tokens=progress.n_computed_tokens + sum(_n_computed(self.decoder, b) for b in batches),
-            curve=(*progress.curve, (progress.step + 1, float(nats) / counts["token"])),
+            n_tokens=progress.n_tokens + n_tokens,
+            n_input_tokens=progress.n_input_tokens + int(n_input),
+            n_computed_tokens=progress.n_computed_tokens + int(n_computed),
+            curve=(*progress.curve, (progress.step + 1, nats / n_tokens)),
             norms=(*progress.norms, norm)[-NORMS:],
         )
+
+    def validation(self, interrupted: Callable[[], Any]) -> float | None:
+        """Nats per learned token of the validation side: total over total, never a mean of means.
+
+        None if a signal came first.
+        """
+        found = self.relieved(lambda: nll_sums(self.decoder, self.data.valid(), interrupted))
+        dropped, nats, n = self.world.sums(found is None, *(found or (0.0, 0)))
+        return None if dropped else nats / n
+
+    def _counts(self, step: int) -> dict[Unit, int]:
+        """Over the examples of all processes."""
+        examples = self.data.examples(step)
+        return {"token": sum(e.n_learned for e in examples), "sequence": len(examples)}
 
     def _set_rates(self, progress: Progress) -> None:
         for group in self.optimizer.param_groups:
             at = self.plan.fraction(replace(progress, step=progress.step + 1))
             group["lr"] = group["lr_ratio"] * self.plan.learning_rate(at)
 
-    def _gradient(
-        self, step: int, interrupted: Callable[[], Any]
-    ) -> tuple[list[Batch], dict[Unit, int], Tensor] | None:
-        return _gradient(self.decoder, self.optimizer, self.terms, self.data, self.plan.seed, step, interrupted)
+    def _gradient(self, step: int, interrupted: Callable[[], Any]) -> tuple[float, int, int] | None:
+        """This process's part of a step's gradient.
 
-    def _clipped(self) -> Tensor:
-        """The gradient's norm before it was clipped."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        most = math.inf if self.plan.max_grad_norm is None else self.plan.max_grad_norm
-        return torch.nn.utils.clip_grad_norm_(parameters, most)
+        Returns the first term's sum in nats, tokens of all its examples, and those that went through layers that learn;
+        None if a signal came. What an earlier attempt has left is dropped first.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(_mix(self.plan.seed + self.world.rank * RANK_SEEDS, step))
+        counts, batches = self._counts(step), self.data.step(step)
+        decoder = self.decoder
+        decoder.model.train()
+        nats = torch.zeros((), dtype=torch.float64)
+        with decoder.entered():
+            for batch in batches:
+                if interrupted():
+                    return None
+                nats += backward(decoder, self.terms, batch.to(decoder.device), counts).cpu()
+        n_computed = sum(_n_computed(decoder, b) for b in batches)
+        return float(nats), sum(b.n_input_tokens for b in batches), n_computed
 
     def _bad(self, progress: Progress, why: str) -> Progress:
         """Progress past a step from which nothing is learned. Raises Stopped LU-S001."""
@@ -281,36 +325,6 @@ class _Steps:
         return after
 
 
-def _gradient(
-    decoder: Decoder,
-    optimizer: torch.optim.Optimizer,
-    terms: Sequence[Term],
-    data: Data,
-    seed: int,
-    step: int,
-    interrupted: Callable[[], Any],
-) -> tuple[list[Batch], dict[Unit, int], Tensor] | None:
-    """A step's whole gradient, its micro-batches, their counts, and the first term's sum; None if a signal came.
-
-    What an earlier attempt has left is dropped first.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    torch.manual_seed(_mix(seed, step))
-    batches = data.step(step)
-    counts: dict[Unit, int] = {
-        "token": sum(b.n_targets for b in batches),
-        "sequence": sum(len(b.names) for b in batches),
-    }
-    decoder.model.train()
-    nats = torch.zeros((), dtype=torch.float64)
-    with decoder.entered():
-        for batch in batches:
-            if interrupted():
-                return None
-            nats += backward(decoder, terms, batch.to(decoder.device), counts).cpu()
-    return batches, counts, nats
-
-
 def backward(decoder: Decoder, terms: Sequence[Term], batch: Batch, counts: dict[Unit, int]) -> Tensor:
     """Add a micro-batch's gradient; returns its first term's sum in nats, (), float64.
 
@@ -332,8 +346,10 @@ def backward(decoder: Decoder, terms: Sequence[Term], batch: Batch, counts: dict
     return first
 
 
-def mean_nll(decoder: Decoder, batches: Iterable[Batch], interrupted: Callable[[], Any] = lambda: None) -> float | None:
-    """Nats per learned token: total over total, never a mean of means. None if a signal came first."""
+def nll_sums(
+    decoder: Decoder, batches: Iterable[Batch], interrupted: Callable[[], Any] = lambda: None
+) -> tuple[float, int] | None:
+    """Nats of all learned tokens, and how many these are. None if a signal came first."""
     decoder.model.eval()
     nats, n = 0.0, 0
     with decoder.entered():
@@ -342,7 +358,7 @@ def mean_nll(decoder: Decoder, batches: Iterable[Batch], interrupted: Callable[[
                 return None
             nats += float(score(decoder, batch.to(decoder.device)).sum())
             n += batch.n_targets
-    return nats / n
+    return nats, n
 
 
 def _n_computed(decoder: Decoder, batch: Batch) -> int:
