@@ -18,6 +18,8 @@ import typer
 
 from luthier import __version__, interrupts, machine
 from luthier.errors import LuthierError
+from luthier.launch import Launch, leave
+from luthier.launch_options import launched
 
 if TYPE_CHECKING:
     from luthier.progress import Reporter
@@ -203,6 +205,7 @@ def _until(stage: Stage, doc: str) -> None:
         workspace: OwnWorkspace = None,
         as_json: Json = False,
         quiet: Quietly = False,
+        launch: Launch | None = None,
     ) -> None:
         from luthier import lifecycle
         from luthier.tune.decide import Advisor
@@ -214,10 +217,11 @@ def _until(stage: Stage, doc: str) -> None:
             until=stage,
             report=_reporter(quiet),
             advisor=Advisor(),
+            launch=launch,
         )
         print(json.dumps({"run": str(run.folder), "stage": stage}) if as_json else f"{stage}: {run.folder / stage}")
 
-    app.command(name=stage, help=doc)(verb)
+    app.command(name=stage, help=doc)(launched(verb) if stage != "prepare" else verb)
 
 
 _until("prepare", "Read, audit, clean and split the data.")
@@ -230,6 +234,7 @@ RequirePass = Annotated[bool, typer.Option("--require-pass", help="Exit with 3 u
 
 @app.command(name="release", help="Everything up to the verdict, the report, the model card and the exported model.")
 @app.command(name="run", help="All of it: data in, verdict out. Goes on where an earlier run stopped.")
+@launched
 def run(
     target: Target,
     settings: Set = None,
@@ -238,6 +243,7 @@ def run(
     require_pass: RequirePass = False,
     as_json: Json = False,
     quiet: Quietly = False,
+    launch: Launch | None = None,
 ) -> None:
     from luthier import lifecycle, show
     from luthier.tune.decide import Advisor
@@ -248,6 +254,7 @@ def run(
         workspace=workspace,
         report=_reporter(quiet),
         advisor=Advisor(),
+        launch=launch,
     )
     assert done.verdict is not None
     if as_json:
@@ -256,6 +263,35 @@ def run(
         show.verdict(done)
     if require_pass and done.verdict.outcome != "PASS":
         raise typer.Exit(3)
+
+
+@app.command()
+@launched
+def join(
+    target: Target,
+    settings: Set = None,
+    workspace: OwnWorkspace = None,
+    quiet: Quietly = False,
+    launch: Launch | None = None,
+) -> None:
+    """Take part in a training that another machine has begun with the same options; the run's folder is shared."""
+    from luthier import lifecycle
+
+    if launch is None:
+        raise typer.BadParameter("--nnodes and --rdzv-endpoint say which training that is")
+    lifecycle.join(target, launch, overrides=tuple(settings or ()), workspace=workspace, report=_reporter(quiet))
+
+
+@app.command(hidden=True)
+def member(folder: Path, quiet: Quietly = False) -> None:
+    """One of the processes that train together: started by `launch.launch`."""
+    from luthier import lifecycle
+
+    try:
+        lifecycle.member(folder, _reporter(quiet))
+    except LuthierError as error:
+        leave(error)
+        raise typer.Exit(error.exit_code) from None
 
 
 # -- many runs -------------------------------------------------------------------------------------------

@@ -22,9 +22,19 @@ from luthier import recipe as recipes
 from luthier.errors import RunError
 from luthier.files import write_atomically
 from luthier.foresight import can_judge, can_train, check_packages
+from luthier.launch import Launch, launch
 from luthier.machine import describe, peak_bytes
 from luthier.progress import Quiet, Reporter
-from luthier.records import AdviceReport, AuditReport, Comparison, EvalReport, KeptAugmentation, RunRecord, Stage
+from luthier.records import (
+    AdviceReport,
+    AuditReport,
+    Comparison,
+    EvalReport,
+    KeptAugmentation,
+    RunRecord,
+    Stage,
+    TrainReport,
+)
 from luthier.settings import HUMAN_PREFERENCE, Auto, Recipe, Rule, fingerprint, names_of
 from luthier.store import STAGES, artifacts_in, damaged, find_stage, link_stage, stage_record
 from luthier.target import Run, alone, base_of, folder_of, keep_recipe, open_target, read_run, workspace_of
@@ -59,6 +69,7 @@ class _Work:
     base: Base
     report: Reporter
     advisor: Advisor | None = None
+    launch: Launch | None = None
 
 
 def run(
@@ -69,8 +80,11 @@ def run(
     until: Stage = "release",
     report: Reporter | None = None,
     advisor: Advisor | None = None,
+    launch: Launch | None = None,
 ) -> Run:
     """Do everything a recipe asks for, up to and including the stage `until`.
+
+    Training is done by the processes that `launch` asks for, all else by this one.
 
     With `adapt: auto` or `keep: if_it_helps` the `advisor` is asked first, and what comes after is that of a recipe
     with its choices.
@@ -88,7 +102,7 @@ def run(
         report.say(f"run: {folder}\nbase: {recipe.model.base} (a GGUF is dequantised once, on its first use)")
         base = base_of(recipe, origin)
         check_packages(recipe)
-        work = _Work(recipe, origin, folder, workspace, base, report, advisor)
+        work = _Work(recipe, origin, folder, workspace, base, report, advisor, launch)
         for stage in STAGES[: STAGES.index(until) + 1]:
             if stage in OPEN:
                 work = OPEN[stage](work)
@@ -180,8 +194,52 @@ def _train(work: _Work, out: Path) -> dict[str, Any]:
     from luthier.train import train
 
     _check_same_inputs(work, out)
-    done = train(work.recipe, work.folder / "prepare", work.base, out, work.report, work.origin)
+    if work.launch and not work.launch.alone:
+        job = {
+            "recipe": work.recipe.model_dump(mode="json", exclude_defaults=True),
+            "origin": str(work.origin.resolve()),
+        }
+        write_atomically(work.folder / JOB, json.dumps(job).encode())
+        launch(work.launch, _as_member(work.folder, work.report))
+        (work.folder / JOB).unlink()
+        done = TrainReport.read(out / "train.json")
+    else:
+        done = train(work.recipe, work.folder / "prepare", work.base, out, work.report, work.origin)
     return {"steps": done.steps, "best_step": done.best_step, "stopped": done.stopped}
+
+
+JOB = "train/job.json"
+"""What the processes that train together are told."""
+
+
+def _as_member(folder: Path, report: Reporter) -> list[str]:
+    return ["-m", "luthier", "member", str(folder.resolve()), *(["--quiet"] if isinstance(report, Quiet) else [])]
+
+
+def member(folder: Path, report: Reporter) -> None:
+    """What each of them does. Raises LuthierError as training does."""
+    from luthier.train import train
+    from luthier.train.world import joined
+
+    job = json.loads((folder / JOB).read_bytes())
+    origin = Path(job["origin"])
+    recipe = recipes.validate(job["recipe"], str(folder / JOB), origin)
+    with joined() as world:
+        train(recipe, folder / "prepare", base_of(recipe, origin), folder / "train", report, origin, world)
+
+
+def join(
+    target: str | Path, how: Launch, *, overrides: tuple[str, ...] = (), workspace: Path | None = None, report: Reporter
+) -> None:
+    """Give processes of this machine to a training that `run` with the same options leads on another one.
+
+    Both see the run's folder under the same path. Raises what `launch` raises.
+    """
+
+    recipe, origin = open_target(target, overrides, report)
+    folder = folder_of(recipe, origin, workspace or workspace_of(target))
+    report.say(f"run: {folder}; waiting for the machine that leads")
+    launch(how, _as_member(folder, report))
 
 
 def _evaluate(work: _Work, out: Path) -> dict[str, Any]:

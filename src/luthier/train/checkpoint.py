@@ -199,7 +199,9 @@ class Checkpoints:
     def _compare_environment(self, step: int) -> None:
         before = json.loads((self._folder / _name(step) / "environment.json").read_text())
         now = environment(self._world.size)
-        changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
+        changed = [
+            f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]
+        ]
         if changed:
             self._say(f"{', '.join(changed)}: what follows is equal but for rounding, and not exact any more")
 
@@ -221,7 +223,9 @@ def _check_alike(parameters: Iterable[nn.Parameter], step: int, world: World) ->
     bits = sum(int(p.detach().contiguous().view(kinds[p.element_size()]).sum(dtype=torch.int64)) for p in parameters)
     own = float(bits % 2**52)  # which a float64 holds exactly
     if world.first(own) != own:
-        found = f"process {world.rank} of {world.size} holds other weights than the first one: its memory, or what is sent"
+        found = (
+            f"process {world.rank} of {world.size} holds other weights than the first one: its memory, or what is sent"
+        )
         advice = "look at that machine; the same command goes on from the last checkpoint"
         raise Stopped.of("LU-S006", f"step {step}", found, advice)
 
