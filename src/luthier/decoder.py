@@ -141,6 +141,11 @@ class Decoder:
         with self.packed() as run:
             return run(rooted.ids, rooted.positions, TreePlan.of(rooted).attend)
 
+    def own_layers(self, why: str) -> None:
+        """Let the model's own layers run from now on, where fused ones did."""
+        if self.fused:
+            self.fused, self._unfused = None, why
+
     @contextmanager
     def entered(self) -> Iterator[None]:
         """While this lasts nothing learns: what runs may be prepared once for several batches."""

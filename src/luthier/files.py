@@ -84,13 +84,18 @@ def delete_folder(folder: Path) -> None:
     shutil.rmtree(going, ignore_errors=True)
 
 
+def building_of(folder: Path) -> Path:
+    """Where `fresh_folder` fills it."""
+    return folder.with_name(f".{folder.name}.building")
+
+
 @contextlib.contextmanager
 def fresh_folder(folder: Path) -> Iterator[Path]:
     """A new folder to fill, renamed to `folder` on success; an earlier one of that name is replaced.
 
     Crashes see the old folder or the new one; between the two renames that replace one, none.
     """
-    building = folder.with_name(f".{folder.name}.building")
+    building = building_of(folder)
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     yield building

@@ -59,8 +59,8 @@ class Launch:
 def launch(how: Launch, arguments: Sequence[str]) -> None:
     """Let processes run `python` with these arguments, until all have ended well.
 
-    Raises what the first one that failed has left by `leave`, Interrupted for a signal, and Stopped LU-S005 where one was
-    lost more often than `max_restarts`.
+    Raises what the first one that failed has left by `leave`, Interrupted for a signal, and Stopped LU-S005 where one
+    was lost more often than `max_restarts`.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

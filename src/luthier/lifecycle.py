@@ -219,12 +219,13 @@ def _as_member(folder: Path, report: Reporter) -> list[str]:
 def member(folder: Path, report: Reporter) -> None:
     """What each of them does. Raises LuthierError as training does."""
     from luthier.train import train
-    from luthier.train.world import joined
+    from luthier.train.shards import Shards
+    from luthier.train.world import Replicas, joined
 
     job = json.loads((folder / JOB).read_bytes())
     origin = Path(job["origin"])
     recipe = recipes.validate(job["recipe"], str(folder / JOB), origin)
-    with joined() as world:
+    with joined(Shards if recipe.train.parallel == "fsdp" else Replicas) as world:
         train(recipe, folder / "prepare", base_of(recipe, origin), folder / "train", report, origin, world)
 
 

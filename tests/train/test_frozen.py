@@ -23,6 +23,7 @@ from luthier.settings import Full, Lora
 from luthier.train import train
 from luthier.train.data import StepData
 from luthier.train.loop import nll_sums
+from luthier.train.world import ALONE
 from luthier.trunk import kept_trunk
 
 UPPER = r".*layers\.1\..*_proj"
@@ -58,12 +59,12 @@ def test_every_step_and_validation_of_adapters_on_the_upper_layer(
     by_name = {e.id: e for e in examples}
     groups = [[by_name[name] for name in batch.names] for batch in batches]
     expected = [loss_and_gradient(decoder, group) for group in groups]
-    nll = nll_sums(decoder, data.valid())
+    nll = nll_sums(decoder, ALONE.rounds(data.valid(), data.spare))
     with kept_trunk(decoder, data.homes(), tmp_path) as path:
         assert path == f"{FUSED}; layer 0 once per example"
         for group, wanted in zip(groups, expected, strict=True):
             check_equal(loss_and_gradient(decoder, group), wanted, gradient)
-        assert nll_sums(decoder, data.valid()) == pytest.approx(nll, rel=1e-6)
+        assert nll_sums(decoder, ALONE.rounds(data.valid(), data.spare)) == pytest.approx(nll, rel=1e-6)
 
 
 @pytest.mark.parametrize("how", [Full(method="full"), Lora(rank=2), Lora(rank=2, target=UPPER, dropout=0.1)])

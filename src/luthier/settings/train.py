@@ -21,6 +21,9 @@ class Train(Section):
     """How often each training row is learned from, unless training stops early."""
     examples_per_step: Count = 16
     """Over all devices. How a step is cut into micro-batches is derived and does not change the gradient."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Where several processes train (`--nproc`, `--nnodes`): ddp, each holds the whole model; fsdp, a part of every
+    layer ([from a laptop to a cluster](cluster.md))."""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """adamw_8bit: by bitsandbytes, with AdamW's two moments in 8 bits each (Dettmers et al. 2022)."""
     precision: Precision = "auto"
@@ -66,6 +69,12 @@ class Train(Section):
         """The learning rate, once it is known."""
         assert self.learning_rate is not None
         return self.learning_rate
+
+    @model_validator(mode="after")
+    def _can_be_sharded(self) -> Train:
+        if self.parallel == "fsdp" and (self.update_in_backward or self.optimizer != "adamw"):
+            raise ValueError("parallel: fsdp is for optimizer: adamw, without update_in_backward")
+        return self
 
     @model_validator(mode="after")
     def _can_update_in_backward(self) -> Train:

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from luthier.errors import DataError, RecipeError, RunError
 from luthier.files import fresh_folder
 from luthier.joined import adapter_in, add, join, read_adapter
 from luthier.machine import keeping_freed_memory
-from luthier.models import Base, held_in, load_model, load_tokenizer, multiplied_in
+from luthier.models import Base, held_in, load_model, load_tokenizer, multiplied_in, pick_device, pick_dtype
 from luthier.progress import Quiet, Reporter
 from luthier.quantized import in_few_bits, n_weights
 from luthier.rates import suited_rate
@@ -35,6 +36,7 @@ from luthier.train.loop import Plan, Progress, fit, from_json
 from luthier.train.memory import Relief, recompute
 from luthier.train.optim import MOMENT_BYTES, learning_rate, make_optimizer, update_in_backward
 from luthier.train.ranks import Orthogonal, allocator
+from luthier.train.shards import shard
 from luthier.train.terms import CrossEntropy
 from luthier.train.world import ALONE, World
 from luthier.trunk import kept_trunk
@@ -65,20 +67,29 @@ def train(
     tokenizer = load_tokenizer(base)
     given = [read_adapter(adapter_in(located(g.path, folder)), base, g.weight) for g in recipe.model.adapters]
     described = [_described(g, folder) for g in recipe.model.adapters]  # now: they may change while it trains
-    start = load_model(base, dtype=held_in(recipe.train.precision), quantize=recipe.model.quantize)
-    recipe = _with_rate(recipe, start)
+    device, products = pick_device(), multiplied_in(recipe.train.precision)
+
+    def loaded(device: torch.device) -> nn.Module:
+        dtype = held_in(recipe.train.precision)
+        start = load_model(base, device, dtype, recipe.model.quantize)
+        return adapt(add(start, given) if given else start, recipe.model.adapt, base, recipe.seed)
+
+    model = loaded(torch.device("cpu") if world.sharded else device)
+    recipe = _with_rate(recipe, model)
     settings = recipe.train
     if recipe.model.quantize:
-        report.say(in_few_bits(start))
-    model = adapt(add(start, given) if given else start, recipe.model.adapt, base, recipe.seed)
-    decoder = Decoder(model, multiplied_in(settings.precision))
+        report.say(in_few_bits(model))
+    decoder = Decoder(model, products)
     data = read_data(recipe, prepared, tokenizer, share=decoder.shares, world=world)
+    refused = recompute(decoder, settings, data.most_tokens)  # before moments of a checkpoint take memory
+    if world.sharded:
+        _check_can_be_sharded(recipe)
+        shard(decoder, device, (products or pick_dtype(device)) if device.type == "cuda" else None)
     parameters = trainable(model)
     how = recipe.model.adapt
     optimizer = make_optimizer(parameters, settings, how.lora_plus_ratio if isinstance(how, Lora) else 1.0)
     if isinstance(how, AdaLora):
         optimizer.register_step_post_hook(allocator(how, parameters, data.n_steps))
-    refused = recompute(decoder, settings, data.most_tokens)  # before moments of a checkpoint take memory
     _check_space(parameters, settings, out)
     relief = Relief(decoder, data, report.say)
     if settings.update_in_backward:
@@ -87,7 +98,7 @@ def train(
     with (
         Checkpoints(out / "checkpoints", parameters, optimizer, report.say, world) as checkpoints,
         keeping_freed_memory(),
-        kept_trunk(decoder, data.homes(), out) as ways,
+        nullcontext(decoder.path) if world.sharded else kept_trunk(decoder, data.homes(), out) as ways,
     ):
         saved = checkpoints.resume()
         progress = from_json(saved) if saved else Progress()
@@ -98,7 +109,12 @@ def train(
         report.say(f"learning rate: {settings.rate:g}")
         plan = make_plan(recipe, data)
         progress = fit(decoder, optimizer, [CrossEntropy()], data, plan, progress, checkpoints, report, relief, world)
-        checkpoints.load_weights(_kept_step(recipe, progress))
+        kept = _kept_step(recipe, progress)
+        if world.sharded and world.rank == 0:
+            model = loaded(torch.device("cpu"))
+            checkpoints.load_whole_weights(kept, trainable(model))
+        elif not world.sharded:
+            checkpoints.load_weights(kept)
     done = _report(recipe, model, data, progress, path + relief.said, described)
     if world.rank == 0:
         with fresh_folder(out / "model") as building:
@@ -173,11 +189,18 @@ def _check_space(parameters: dict[str, nn.Parameter], settings: Train, out: Path
         raise RunError.of("LU-U046", str(out), found, advice)
 
 
+def _check_can_be_sharded(recipe: Recipe) -> None:
+    """Raises RecipeError LU-R018 for a technique that looks at whole matrices while it trains."""
+    if isinstance(recipe.model.adapt, AdaLora):
+        found = "method: adalora weighs the whole of every matrix, and each process holds a part"
+        raise RecipeError.of("LU-R018", "train.parallel: fsdp", found, "parallel: ddp, or method: lora")
+
+
 def _check_one_micro_batch(data: StepData, world: World) -> None:
     """Raises RecipeError LU-R017 where a step has several: their gradients must be summed before they are used."""
     if world.size > 1:
         found = f"each of the {world.size} processes has a part of a gradient, which must be summed before it is used"
-        raise RecipeError.of("LU-R017", "train.update_in_backward", found, "train.parallel: fsdp, or one process")
+        raise RecipeError.of("LU-R017", "train.update_in_backward", found, "one process, or leave it out")
     n, step = max((len(data.groups(step)), step) for step in range(data.n_steps))
     if n > 1:
         raise RecipeError.of(

@@ -2,6 +2,7 @@
 
     checkpoints/step-00000120/   weights.safetensors  optimizer.safetensors  progress.json  environment.json
                                  manifest.json
+    (of sharded layers, in place of the first two: .metadata and a *.distcp of each process)
 
 A snapshot is taken at once; a thread of its own writes it while training goes on. The newest whole one is used; a
 damaged one is said, set aside and the one before it is tried. If there were checkpoints and none is whole, the run
@@ -10,6 +11,7 @@ stops: never silently from scratch.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -19,13 +21,15 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from luthier.errors import Stopped
 from luthier.faults import reach
-from luthier.files import delete_folder, fresh_folder, sha256_of
+from luthier.files import building_of, delete_folder, fresh_folder, sha256_of
 from luthier.machine import available_bytes, processor
+from luthier.train.shards import read, write
 from luthier.train.world import ALONE, World
 
 KEEP_LAST = 2
@@ -73,11 +77,14 @@ class Checkpoints:
         Stopped LU-S004 after three in a row, LU-S006 where processes that learn the same have come apart.
         """
         _check_alike(self._parameters.values(), step, self._world)
+        tensors = {"weights": _detached(self._parameters), "optimizer": _flatten(self._optimizer, self._parameters)}
+        if self._world.sharded:
+            self._write_together(step, tensors, progress, best_step)
+            return
         if self._world.rank:  # the first process writes for all
             return
         if (failed := self._settle()) and self._n_failed >= MOST_FAILED:
             raise self._unwritten(failed)
-        tensors = {"weights": _detached(self._parameters), "optimizer": _flatten(self._optimizer, self._parameters)}
         n_bytes = sum(t.nbytes for of in tensors.values() for t in of.values())
         free = available_bytes(torch.device("cpu"))
         alone = free is None or n_bytes <= SNAPSHOT_SHARE * free
@@ -93,10 +100,31 @@ class Checkpoints:
             for name, of in tensors.items():
                 reach("write")
                 save_file(dict(of), building / f"{name}.safetensors")
-            (building / "progress.json").write_text(json.dumps(progress))
-            (building / "environment.json").write_text(json.dumps(environment(self._world.size)))
-            manifest = {p.name: sha256_of(p) for p in sorted(building.iterdir())}
-            (building / "manifest.json").write_text(json.dumps(manifest))
+            self._vouch(building, progress)
+        self._prune(best_step)
+
+    def _write_together(
+        self, step: int, tensors: Mapping[str, Tensors], progress: dict[str, Any], best_step: int
+    ) -> None:
+        """Each process its own part, while training waits. Raises what a disk raises."""
+        with contextlib.ExitStack() as stack:
+            folder = self._folder / _name(step)
+            building = stack.enter_context(fresh_folder(folder)) if self._world.rank == 0 else building_of(folder)
+            self._world.first(0)  # the folder is there
+            write(tensors, building)
+            if self._world.rank == 0:
+                self._vouch(building, progress)
+        if self._world.rank == 0:
+            self._prune(best_step)
+
+    def _vouch(self, building: Path, progress: dict[str, Any]) -> None:
+        """Write what stands beside the tensors, and the manifest of all."""
+        (building / "progress.json").write_text(json.dumps(progress))
+        (building / "environment.json").write_text(json.dumps(environment(self._world.size)))
+        manifest = {p.name: sha256_of(p) for p in sorted(building.iterdir())}
+        (building / "manifest.json").write_text(json.dumps(manifest))
+
+    def _prune(self, best_step: int) -> None:
         for old in {*steps_in(self._folder)[:-KEEP_LAST]} - {best_step}:
             delete_folder(self._folder / _name(old))
 
@@ -162,20 +190,25 @@ class Checkpoints:
         """Put the weights and the moments of `step` back. Raises Stopped LU-S002 if they are damaged."""
         self.load_weights(step)
         self._optimizer.state.clear()
-        _unflatten(self._optimizer, self._parameters, load_file(self._folder / _name(step) / "optimizer.safetensors"))
+        moments = read(self._folder / _name(step), "optimizer", lambda name: self._parameters[name.partition("/")[2]])
+        _unflatten(self._optimizer, self._parameters, moments)
 
     def load_weights(self, step: int) -> None:
         """Put the weights of `step` into the parameters. Raises Stopped LU-S002 if they are damaged."""
         self._settle()
         self._world.first(0)  # what is to be read is written
+        self._check(step)
+        _put(self._parameters, read(self._folder / _name(step), "weights", self._parameters.__getitem__))
+
+    def load_whole_weights(self, step: int, parameters: Mapping[str, nn.Parameter]) -> None:
+        """The same into an unsharded model's, by one process alone."""
+        self._check(step)
+        _put(parameters, read(self._folder / _name(step), "weights", parameters.__getitem__, alone=True))
+
+    def _check(self, step: int) -> None:
         if reason := damage(self._folder / _name(step)):
             where, found = str(self._folder / _name(step)), f"the weights of step {step} are damaged: {reason}"
             raise Stopped.of("LU-S002", where, found, "the same command goes on from an earlier checkpoint")
-        weights = load_file(self._folder / _name(step) / "weights.safetensors")
-        assert weights.keys() == self._parameters.keys()
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(weights[name])
 
     def _set_aside(self, step: int) -> bool:
         """Whether the checkpoint cannot be used; then it is moved away."""
@@ -220,7 +253,8 @@ def _check_alike(parameters: Iterable[nn.Parameter], step: int, world: World) ->
     if world.size == 1:
         return
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    bits = sum(int(p.detach().contiguous().view(kinds[p.element_size()]).sum(dtype=torch.int64)) for p in parameters)
+    whole = [p for p in parameters if not isinstance(p, DTensor)]
+    bits = sum(int(p.detach().contiguous().view(kinds[p.element_size()]).sum(dtype=torch.int64)) for p in whole)
     own = float(bits % 2**52)  # which a float64 holds exactly
     if world.first(own) != own:
         found = (
@@ -251,6 +285,13 @@ def steps_in(folder: Path) -> list[int]:
 
 def _name(step: int) -> str:
     return f"step-{step:08d}"
+
+
+@torch.no_grad()
+def _put(parameters: Mapping[str, nn.Parameter], weights: Tensors) -> None:
+    assert weights.keys() == parameters.keys()
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])
 
 
 def _detached(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

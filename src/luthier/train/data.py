@@ -67,6 +67,10 @@ class StepData:
         for group in self._groups(self._mine(self.validation)):
             yield make_batch(group, share=self.share)
 
+    def spare(self) -> Batch:
+        """A small one, for a process that has nothing to do while others have."""
+        return make_batch(self.train[:1], share=self.share)
+
     def homes(self) -> list[list[Encoded]]:
         """The groups in which each example that is met more than once is met first: see `trunk.kept_trunk`.
 

@@ -89,6 +89,9 @@ class Data(Protocol):
     def valid(self) -> Iterable[Batch]:
         """This process's part of the validation side."""
 
+    def spare(self) -> Batch:
+        """One to run where nothing is left of them; see `World.rounds`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -236,7 +239,8 @@ class _Steps:
         reach("step")
         self._set_rates(progress)
         try:
-            found = self.relieved(lambda: self._gradient(progress.step, interrupted), again=not self.plan.in_backward)
+            again = not self.plan.in_backward and not self.world.sharded
+            found = self.relieved(lambda: self._gradient(progress.step, interrupted), again)
         except FloatingPointError as error:  # in the midst of the backward pass
             return self._bad(progress, f"the gradient norm is {error}")
         dropped, nats, n_input, n_computed = self.world.sums(found is None, *(found or (0.0, 0, 0)))
@@ -269,9 +273,18 @@ class _Steps:
 
         None if a signal came first.
         """
-        found = self.relieved(lambda: nll_sums(self.decoder, self.data.valid(), interrupted))
+
+        def scored() -> tuple[float, int] | None:
+            batches = self.world.rounds(self.data.valid(), self.data.spare)
+            return nll_sums(self.decoder, batches, self._at_once(interrupted))
+
+        found = self.relieved(scored, again=not self.world.sharded)
         dropped, nats, n = self.world.sums(found is None, *(found or (0.0, 0)))
         return None if dropped else nats / n
+
+    def _at_once(self, interrupted: Callable[[], Any]) -> Callable[[], Any]:
+        """Between two micro-batches too, unless others would wait for this process's part of a layer."""
+        return (lambda: None) if self.world.sharded else interrupted
 
     def _counts(self, step: int) -> dict[Unit, int]:
         """Over the examples of all processes."""
@@ -292,16 +305,18 @@ class _Steps:
         self.optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(_mix(self.plan.seed + self.world.rank * RANK_SEEDS, step))
         counts, batches = self._counts(step), self.data.step(step)
-        decoder = self.decoder
+        decoder, nats, stops = self.decoder, 0.0, self._at_once(interrupted)
         decoder.model.train()
-        nats = torch.zeros((), dtype=torch.float64)
         with decoder.entered():
-            for batch in batches:
-                if interrupted():
+            for batch, counted in self.world.rounds(batches, self.data.spare):
+                if stops():
                     return None
-                nats += backward(decoder, self.terms, batch.to(decoder.device), counts).cpu()
+                found = backward(decoder, self.terms, batch.to(decoder.device), counts, weight=float(counted))
+                nats += float(found) if counted else 0.0
+        if interrupted():
+            return None
         n_computed = sum(_n_computed(decoder, b) for b in batches)
-        return float(nats), sum(b.n_input_tokens for b in batches), n_computed
+        return nats, sum(b.n_input_tokens for b in batches), n_computed
 
     def _bad(self, progress: Progress, why: str) -> Progress:
         """Progress past a step from which nothing is learned. Raises Stopped LU-S001."""
@@ -325,8 +340,10 @@ class _Steps:
         return after
 
 
-def backward(decoder: Decoder, terms: Sequence[Term], batch: Batch, counts: dict[Unit, int]) -> Tensor:
-    """Add a micro-batch's gradient; returns its first term's sum in nats, (), float64.
+def backward(
+    decoder: Decoder, terms: Sequence[Term], batch: Batch, counts: dict[Unit, int], weight: float = 1.0
+) -> Tensor:
+    """Add a micro-batch's gradient, `weight` times; returns its first term's sum in nats, (), float64.
 
     The logits live a chunk at a time: each chunk's graph ends at the hidden states and is freed by its own
     backward, then the body's backward runs once.
@@ -338,7 +355,7 @@ def backward(decoder: Decoder, terms: Sequence[Term], batch: Batch, counts: dict
         logits = decoder.head(h)
         sums = [term(logits, targets, weights) for term in terms]
         loss = torch.stack([t.weight * s / counts[t.unit] for t, s in zip(terms, sums, strict=True)]).sum()
-        loss.backward()
+        (loss if weight == 1.0 else weight * loss).backward()
         first += sums[0].detach()
     assert leaf.grad is not None
     if hidden.requires_grad:  # not where the head alone is trained
@@ -347,17 +364,17 @@ def backward(decoder: Decoder, terms: Sequence[Term], batch: Batch, counts: dict
 
 
 def nll_sums(
-    decoder: Decoder, batches: Iterable[Batch], interrupted: Callable[[], Any] = lambda: None
+    decoder: Decoder, batches: Iterable[tuple[Batch, bool]], interrupted: Callable[[], Any] = lambda: None
 ) -> tuple[float, int] | None:
-    """Nats of all learned tokens, and how many these are. None if a signal came first."""
+    """Nats of all learned tokens, and how many these are, of the batches that count. None if a signal came first."""
     decoder.model.eval()
     nats, n = 0.0, 0
     with decoder.entered():
-        for batch in batches:
+        for batch, counted in batches:
             if interrupted():
                 return None
-            nats += float(score(decoder, batch.to(decoder.device)).sum())
-            n += batch.n_targets
+            found = float(score(decoder, batch.to(decoder.device)).sum())
+            nats, n = (nats + found, n + batch.n_targets) if counted else (nats, n)
     return nats, n
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from luthier.quantized import check_bitsandbytes
 from luthier.settings import Train
@@ -26,13 +27,13 @@ def make_optimizer(
     LoRA's B learns `lora_plus_ratio` times as fast as the rest (LoRA+, Hayou et al. 2024): the loop multiplies each
     group's `lr_ratio` into the schedule's rate.
     """
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): []}  # matrices come first
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {(True, 1.0, False): []}  # matrices come first
     for name, p in parameters.items():
         ratio = lora_plus_ratio if ".lora_B." in name or ".lora_embedding_B." in name else 1.0
-        groups.setdefault((p.ndim >= 2, ratio), []).append(p)
+        groups.setdefault((p.ndim >= 2, ratio, isinstance(p, DTensor)), []).append(p)  # fused with its like alone
     made = [
         {"params": members, "weight_decay": settings.weight_decay if matrices else 0.0, "lr_ratio": ratio}
-        for (matrices, ratio), members in groups.items()
+        for (matrices, ratio, _), members in groups.items()
         if members
     ]
     if settings.optimizer == "adamw_8bit":

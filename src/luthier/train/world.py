@@ -15,16 +15,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from luthier.errors import Stopped
+
+B = TypeVar("B")
 
 BUCKET = 2**25
 """Bytes of gradients that are sent at once."""
@@ -44,6 +46,9 @@ class World(Protocol):
     def first(self, value: float) -> float:
         """The first process's value. Returns when all have come here."""
 
+    def rounds(self, batches: Iterable[B], spare: Callable[[], B]) -> Iterator[tuple[B, bool]]:
+        """What this process runs, and whether it counts: its batches, and `spare` ones while others have some left."""
+
     def add_up(self, parameters: Sequence[nn.Parameter]) -> None:
         """Make each gradient the sum over all processes; one that none of them has stays None."""
 
@@ -59,6 +64,9 @@ class Alone:
 
     def first(self, value: float) -> float:
         return value
+
+    def rounds(self, batches: Iterable[B], spare: Callable[[], B]) -> Iterator[tuple[B, bool]]:
+        return ((batch, True) for batch in batches)
 
     def add_up(self, parameters: Sequence[nn.Parameter]) -> None:
         pass
@@ -134,16 +142,13 @@ def _telling_who_is_lost(rank: int, size: int) -> Iterator[None]:
 
 
 @contextmanager
-def joined(wait: timedelta = WAIT) -> Iterator[World]:
-    """The world that a launcher (torchrun, or ours) has named in the environment; Alone where it has named none."""
-    if "WORLD_SIZE" not in os.environ:
-        yield ALONE
-        return
+def joined(made: Callable[[], World], wait: timedelta = WAIT) -> Iterator[World]:
+    """The world, once `made`, of the processes that a launcher (torchrun, or ours) has named in the environment."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=wait)
     try:
-        yield Replicas()
+        yield made()
     finally:
         dist.destroy_process_group()
 
