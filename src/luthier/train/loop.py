@@ -311,9 +311,9 @@ class _Steps:
             for batch, counted in self.world.rounds(batches, self.data.spare):
                 if stops():
                     return None
-                found = backward(decoder, self.terms, batch.to(decoder.device), counts, weight=float(counted))
+                found = backward(decoder, self.terms, batch.to(decoder.device), counts, float(counted))
                 nats += float(found) if counted else 0.0
-        if interrupted():
+        if self.world.sharded and interrupted():
             return None
         n_computed = sum(_n_computed(decoder, b) for b in batches)
         return nats, sum(b.n_input_tokens for b in batches), n_computed
