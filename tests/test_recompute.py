@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,12 @@ def test_the_path_says_it() -> None:
     decoder = Decoder(copy.deepcopy(built("llama")))
     decoder.recompute = 2
     assert decoder.path.endswith("; 2 layers computed again in the backward pass")
+
+
+def test_nothing_of_what_was_measured_stays_in_memory() -> None:
+    """An operation that keeps its own output, as exp does, would hold itself if that were kept as it is."""
+    model = nn.Linear(4, 4)
+    x, gone = torch.ones(2, 4), weakref.ref(model.weight)
+    assert kept_bytes(lambda: model(x).exp(), []) > 0
+    del model
+    assert gone() is None

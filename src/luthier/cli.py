@@ -292,6 +292,10 @@ def member(folder: Path, quiet: Quietly = False) -> None:
     except LuthierError as error:
         leave(error)
         raise typer.Exit(error.exit_code) from None
+    except interrupts.Interrupted as error:  # which is said by what has launched this process
+        raise typer.Exit(error.exit_code) from None
+    finally:
+        interrupts.ignore()
 
 
 # -- many runs -------------------------------------------------------------------------------------------

@@ -31,6 +31,12 @@ def install() -> None:
     signal.signal(signal.SIGTERM, _handle)
 
 
+def ignore() -> None:
+    """For a process that is ending anyway."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _handle(signum: int, _: FrameType | None) -> None:
     global _pending
     if _deferring:

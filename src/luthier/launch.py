@@ -23,6 +23,7 @@ from luthier.interrupts import Interrupted
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+WAIT_S = "LUTHIER_WAIT_S"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Launch:
     rdzv_backend: str = "c10d"
     rdzv_conf: Mapping[str, str] = field(default_factory=dict)
     max_restarts: int = 0
+    wait_minutes: float = 30.0
+    """For the slowest process, before all give up: one that writes a large model, or computes a long validation."""
 
     @property
     def alone(self) -> bool:
@@ -80,6 +83,9 @@ def launch(how: Launch, arguments: Sequence[str]) -> None:
         local_addr="127.0.0.1" if here else None,
     )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says is raised
+    os.environ[WAIT_S] = str(60 * how.wait_minutes)
+    # A store of their own for each beginning: in the agent's they would find the addresses of processes that are gone.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with _threads_shared_by(how.nproc), _handlers_kept():
         try:
             elastic_launch(config, sys.executable)(*arguments)

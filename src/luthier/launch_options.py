@@ -22,6 +22,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
         None,
     ),
     "max_restarts": (Annotated[int, typer.Option(help="Begin again so often if a process is lost.", min=0)], 0),
+    "wait_minutes": (Annotated[float, typer.Option(help="For a process that does not answer.", min=0)], 30.0),
 }
 
 

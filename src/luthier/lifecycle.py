@@ -8,11 +8,12 @@ it was.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,7 +23,7 @@ from luthier import recipe as recipes
 from luthier.errors import RunError
 from luthier.files import write_atomically
 from luthier.foresight import can_judge, can_train, check_packages
-from luthier.launch import Launch, launch
+from luthier.launch import WAIT_S, Launch, launch
 from luthier.machine import describe, peak_bytes
 from luthier.progress import Quiet, Reporter
 from luthier.records import (
@@ -225,7 +226,8 @@ def member(folder: Path, report: Reporter) -> None:
     job = json.loads((folder / JOB).read_bytes())
     origin = Path(job["origin"])
     recipe = recipes.validate(job["recipe"], str(folder / JOB), origin)
-    with joined(Shards if recipe.train.parallel == "fsdp" else Replicas) as world:
+    wait = timedelta(seconds=float(os.environ[WAIT_S]))
+    with joined(Shards if recipe.train.parallel == "fsdp" else Replicas, wait) as world:
         train(recipe, folder / "prepare", base_of(recipe, origin), folder / "train", report, origin, world)
 
 

@@ -66,7 +66,7 @@ def kept_bytes(run: Callable[[], Tensor], apart: Iterable[Tensor]) -> int:
     kept: WeakSet[_Held] = WeakSet()
 
     def pack(tensor: Tensor) -> _Held:
-        held = _Held(tensor)
+        held = _Held(tensor.detach())  # what an operation keeps of its own output would keep the operation: for ever
         kept.add(held)
         return held
 

@@ -2,12 +2,14 @@
 
     python together.py TINY OUT WAY [adapt ...]      WAY is ddp or fsdp
 
-The first process writes OUT/<adapt>-<way>-<size>.pt: the gradient of the first step and the weights after 20, whole. The rate is small: at ten times it, rounding grows tenfold a step.
+The first process writes OUT/<adapt>-<way>-<size>.pt: the gradient of the first step and the weights after 20, whole.
+The rate is small: at ten times it, rounding grows tenfold a step.
 """
 
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,15 +73,16 @@ def steps(tiny: Path, how: str, world: World) -> dict[str, dict[str, Tensor]]:
     first = FirstGradient(parameters)
     plan = Plan(STEPS, lambda _: 1e-3, 0, 0.5, 5, None, 1e9, hooks=(first,))
     optimizer = make_optimizer(parameters, make_recipe(learning_rate=1e-3).train)
-    done = fit(
-        decoder, optimizer, [CrossEntropy()], data, plan, Progress(), NoKeeper(), Quiet(), world=world
-    )
-    told = {"nll": torch.tensor([v for _, v in (*done.curve, *done.checks)], dtype=torch.float64), "norm": torch.tensor(done.norms, dtype=torch.float64)}
+    done = fit(decoder, optimizer, [CrossEntropy()], data, plan, Progress(), NoKeeper(), Quiet(), world=world)
+    told = {
+        "nll": torch.tensor([v for _, v in (*done.curve, *done.checks)], dtype=torch.float64),
+        "norm": torch.tensor(done.norms, dtype=torch.float64),
+    }
     return {"gradient": first.found, "weights": {n: whole(p) for n, p in parameters.items()}, "told": told}
 
 
 def main(tiny: str, out: str, way: str, *adapted: str) -> None:
-    with joined(Shards if way == "fsdp" else Replicas) as world:
+    with joined(Shards if way == "fsdp" else Replicas, timedelta(minutes=5)) as world:
         for how in adapted:
             found = steps(Path(tiny), how, world)
             if world.rank == 0:

@@ -30,8 +30,6 @@ B = TypeVar("B")
 
 BUCKET = 2**25
 """Bytes of gradients that are sent at once."""
-WAIT = timedelta(minutes=30)
-"""For the slowest process, before all give up: one that writes a large model, or computes a long validation."""
 
 
 class World(Protocol):
@@ -142,8 +140,11 @@ def _telling_who_is_lost(rank: int, size: int) -> Iterator[None]:
 
 
 @contextmanager
-def joined(made: Callable[[], World], wait: timedelta = WAIT) -> Iterator[World]:
-    """The world, once `made`, of the processes that a launcher (torchrun, or ours) has named in the environment."""
+def joined(made: Callable[[], World], wait: timedelta) -> Iterator[World]:
+    """The world, once `made`, of the processes that a launcher (torchrun, or ours) has named in the environment.
+
+    They `wait` so long for one that does not answer.
+    """
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=wait)
