@@ -93,8 +93,10 @@ def test_the_path_says_it() -> None:
 
 def test_nothing_of_what_was_measured_stays_in_memory() -> None:
     """An operation that keeps its own output, as exp does, would hold itself if that were kept as it is."""
-    model = nn.Linear(4, 4)
-    x, gone = torch.ones(2, 4), weakref.ref(model.weight)
-    assert kept_bytes(lambda: model(x).exp(), []) > 0
-    del model
-    assert gone() is None
+
+    def measured() -> weakref.ref[Tensor]:
+        model = nn.Linear(4, 4)
+        assert kept_bytes(lambda: model(torch.ones(2, 4)).exp(), []) > 0
+        return weakref.ref(model.weight)
+
+    assert measured()() is None
