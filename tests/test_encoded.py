@@ -1,10 +1,8 @@
-"""Many conversations at once, and those that were encoded before, are what the encoder makes of each alone."""
+"""Many conversations at once, and those that are read from a file, are what the encoder makes of each alone."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from luthier import encode, encoded
-from luthier.conversation import Conversation, Message, make_conversation, write_conversations
+from luthier import encode
+from luthier.conversation import Conversation, Message, make_conversation, read_conversations, write_conversations
 from luthier.encode import Encoded, Encoder
-from luthier.encoded import remembered
+from luthier.encoded import EncodedRows, packed, read_side, write_side
 from luthier.errors import DataError
 from luthier.models import find_base, load_tokenizer
 
@@ -70,29 +68,8 @@ def at_once(encoder: Encoder, rows: list[Conversation]) -> list[Encoded | tuple[
 
 
 @pytest.fixture
-def encoder(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Encoder:
-    """With a cache of its own, in which little is kept too."""
-    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(encoded, "MIN_TOKENS", 1)
+def encoder(tiny: Path) -> Encoder:
     return Encoder(load_tokenizer(find_base(str(tiny))), MAX_TOKENS)
-
-
-@pytest.fixture
-def rendered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The places of the rows that an encoder really encodes from now on."""
-    places: list[str] = []
-    real: Callable[[Encoder, Conversation], object] = Encoder._text
-
-    def text(self: Encoder, conversation: Conversation) -> object:
-        places.append(conversation.source)
-        return real(self, conversation)
-
-    monkeypatch.setattr(Encoder, "_text", text)
-    return places
-
-
-def packs(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "cache" / "encoded").glob("*/*"))
 
 
 # -- many at once -----------------------------------------------------------------------------------------
@@ -140,78 +117,89 @@ def test_an_error_of_the_source_comes_through(encoder: Encoder) -> None:
         list(encoder.many(broken()))  # type: ignore[arg-type]
 
 
-# -- kept -------------------------------------------------------------------------------------------------
+# -- a side's file ----------------------------------------------------------------------------------------
 
 
-def test_what_was_encoded_is_not_encoded_again_and_is_the_same(encoder: Encoder, rendered: list[str]) -> None:
-    rows = mixed(600)
-    expected = one_by_one(encoder, rows)
-    with remembered(encoder):
-        assert at_once(encoder, rows) == expected
-    rendered.clear()
-    moved = [make_conversation(r.messages, f"elsewhere.jsonl:{r.source}") for r in reversed(rows)]
-    again = Encoder(encoder.tokenizer, MAX_TOKENS)
-    with remembered(again):
-        found = at_once(again, moved)
-    bad = {c.source for c in moved if isinstance(alone(encoder, c), tuple)}
-    assert set(rendered[: len(bad)]) == bad, "only what has no tokens to keep is tried again"
-    assert found == one_by_one(encoder, moved)
+def good(encoder: Encoder, n: int) -> list[Conversation]:
+    return [r for r in mixed(n) if isinstance(alone(encoder, r), Encoded)]
 
 
-def test_another_limit_finds_the_same_tokens_and_refuses_by_itself(encoder: Encoder, rendered: list[str]) -> None:
-    rows = [row("Well?", "word " * n, number=n) for n in range(1, 20)]
-    with remembered(encoder):
-        encoder.all(rows)
-    strict = Encoder(encoder.tokenizer, 30)
-    rendered.clear()
-    with remembered(strict):
-        found = at_once(strict, rows)
-    assert not rendered
-    assert found == one_by_one(strict, rows)
-    assert {type(one) for one in found} == {Encoded, tuple}
+def written(folder: Path, encoder: Encoder, rows: list[Conversation]) -> Path:
+    """The side of these rows as prepare leaves it."""
+    encoded = (encoder(row) for row in rows)
+    pairs = ((row, packed(e.ids, e.learn)) for row, e in zip(rows, encoded, strict=True))
+    write_side(folder, "train", pairs, encoder)
+    return folder / "train.tokens"
 
 
-def test_without_the_context_nothing_is_kept_or_found(encoder: Encoder, tmp_path: Path, rendered: list[str]) -> None:
-    rows = mixed(20)
-    with remembered(encoder):
-        at_once(encoder, rows)
-    rendered.clear()
-    at_once(encoder, rows)
-    assert len(rendered) == len(rows)
-
-
-def test_what_is_asked_for_again_meanwhile_is_not_encoded_again(encoder: Encoder, rendered: list[str]) -> None:
-    rows = [r for r in mixed(60) if isinstance(alone(encoder, r), Encoded)]
+def test_what_prepare_has_encoded_is_read_and_not_encoded_again(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = good(encoder, 300)
     expected = [encoder(r) for r in rows]
-    with remembered(encoder):
-        assert encoder.all(rows) == expected
-        rendered.clear()
-        assert encoder.all([*rows[10:], *rows[:10]]) == [*expected[10:], *expected[:10]]
-    assert not rendered
+    written(tmp_path, encoder, rows)
+    monkeypatch.delattr(Encoder, "_text")
+    found = read_side(tmp_path, "train", Encoder(encoder.tokenizer))
+    assert list(found) == expected and found[5:9] == expected[5:9] and found[-1] == expected[-1]
+    assert found.lengths.tolist() == [len(e.ids) for e in expected]
+    assert found.max_tokens == MAX_TOKENS, "by which it was prepared"
+    assert found.is_document.tolist() == [r.messages[0].role == "text" for r in rows]
+    assert list(read_conversations(tmp_path / "train.jsonl")) == rows
 
 
-def test_little_is_not_kept(encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoded, "MIN_TOKENS", 10_000)
-    with remembered(encoder):
-        at_once(encoder, mixed(20))
-    assert not packs(tmp_path)
+def test_a_folder_without_the_file_gets_it(encoder: Encoder, tmp_path: Path) -> None:
+    rows = good(encoder, 80)
+    content = written(tmp_path, encoder, rows).read_bytes()
+    (tmp_path / "train.tokens").unlink()
+    assert list(read_side(tmp_path, "train", encoder)) == [encoder(r) for r in rows]
+    assert (tmp_path / "train.tokens").read_bytes() == content
+    assert {path.name for path in tmp_path.iterdir()} == {"train.jsonl", "train.tokens"}
 
 
-def test_what_was_encoded_before_an_error_is_kept(encoder: Encoder, tmp_path: Path) -> None:
-    with pytest.raises(DataError), remembered(encoder):
-        encoder.all(mixed(20))
-    assert len(packs(tmp_path)) == 1
-    assert encoder.memory is None
+def test_an_error_of_a_row_is_raised_and_leaves_no_file(encoder: Encoder, tmp_path: Path) -> None:
+    write_conversations(tmp_path / "train.jsonl", mixed(20))
+    with pytest.raises(DataError, match=r"LU-D046 rows.jsonl:3"):
+        read_side(tmp_path, "train", encoder)
+    assert {path.name for path in tmp_path.iterdir()} == {"train.jsonl"}
 
 
-def test_new_rows_alone_are_added(encoder: Encoder, tmp_path: Path, rendered: list[str]) -> None:
-    rows = [row(f"Item {i}?", "Yes.", number=i) for i in range(40)]
-    for n in (30, 40):
-        rendered.clear()
-        with remembered(encoder):
-            encoder.all(rows[:n])
-    assert rendered == [r.source for r in rows[30:]]
-    assert len(packs(tmp_path)) == 2
+def test_a_file_of_other_rows_or_of_another_encoder_is_made_anew(encoder: Encoder, tmp_path: Path) -> None:
+    rows = good(encoder, 40)
+    written(tmp_path, encoder, rows)
+    write_conversations(tmp_path / "train.jsonl", rows[::-1])
+    assert list(read_side(tmp_path, "train", encoder)) == [encoder(r) for r in rows[::-1]]
+    other = load_tokenizer(find_base(encoder.tokenizer.name_or_path))
+    other.chat_template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    plain = Encoder(other, MAX_TOKENS)
+    assert list(read_side(tmp_path, "train", plain)) == [plain(r) for r in rows[::-1]]
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_file_that_is_cut_or_no_such_file_is_made_anew(encoder: Encoder, tmp_path: Path, data: st.DataObject) -> None:
+    rows = good(encoder, 40)
+    path = written(tmp_path, encoder, rows)
+    whole = path.read_bytes()
+    cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    path.write_bytes(data.draw(st.sampled_from([cut, cut + os.urandom(40), b"\0" * 80, whole + b"x"])))
+    assert list(read_side(tmp_path, "train", encoder)) == [encoder(r) for r in rows]
+    assert path.read_bytes() == whole
+
+
+def test_rows_that_some_methods_made_are_left_out(encoder: Encoder, tmp_path: Path) -> None:
+    made = [None, "synonyms", "typos", None, "synonyms"]
+    rows = [row(f"Item {i}?", "Yes.").model_copy(update={"made_by": by}) for i, by in enumerate(made)]
+    written(tmp_path, encoder, rows)
+    for without in (frozenset[str](), frozenset({"synonyms"}), frozenset({"typos", "other"})):
+        found = read_side(tmp_path, "train", encoder, without)
+        assert list(found) == [encoder(r) for r in read_conversations(tmp_path / "train.jsonl", without)]
+        assert len(found.lengths) == len(found.weights) == len(found)
+
+
+def test_an_empty_side_has_a_file_too(encoder: Encoder, tmp_path: Path) -> None:
+    written(tmp_path, encoder, [])
+    assert EncodedRows.open(tmp_path / "train.jsonl", encoder) is not None
+    assert list(read_side(tmp_path, "train", encoder)) == []
 
 
 # -- whose tokens they are --------------------------------------------------------------------------------
@@ -253,122 +241,3 @@ def test_a_template_that_writes_the_date_is_another_one_tomorrow(tiny: Path, mon
     monkeypatch.setattr(encode, "date", Tomorrow)
     assert Encoder(tokenizer).fingerprint() != dated
     assert Encoder(load_tokenizer(find_base(str(tiny)))).fingerprint() == plain
-
-
-# -- damage, room and company -----------------------------------------------------------------------------
-
-
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_a_damaged_pack_is_noticed_and_made_anew(encoder: Encoder, tmp_path: Path, data: st.DataObject) -> None:
-    rows = [r for r in mixed(40) if isinstance(alone(encoder, r), Encoded)]
-    expected = [encoder(r) for r in rows]
-    with remembered(encoder):
-        encoder.all(rows)
-    [pack] = packs(tmp_path)
-    content = bytearray(pack.read_bytes())
-    where = data.draw(st.integers(0, len(content) - 1))
-    if data.draw(st.booleans()):
-        content[where] ^= data.draw(st.integers(1, 255))
-    else:
-        del content[where:]
-    whole = pack.read_bytes()
-    pack.write_bytes(content)
-    for _ in range(2):
-        with remembered(encoder):
-            assert encoder.all(rows) == expected
-    assert [p.read_bytes() for p in packs(tmp_path)] == [whole]
-
-
-def test_what_is_no_pack_is_cleared_away(encoder: Encoder, tmp_path: Path) -> None:
-    rows = [row("Item?", "Yes.")]
-    with remembered(encoder):
-        encoder.all(rows)
-    [pack] = packs(tmp_path)
-    for name, content in (("a", b""), ("b", b"short"), ("c", b"\0" * 80), ("d", b"\xff" * 4000)):
-        (pack.parent / f"{name}.pack").write_bytes(content)
-    with remembered(encoder):
-        assert encoder.all(rows) == [encoder(rows[0])]
-    assert packs(tmp_path) == [pack]
-
-
-def test_packs_that_were_not_used_for_longest_leave(
-    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(encoded, "MAX_PACKS", 2)
-    for i in range(3):
-        with remembered(encoder):
-            encoder.all([row(f"Item {i}?", "Yes.")])
-        for age, pack in enumerate(sorted(packs(tmp_path), key=lambda p: -p.stat().st_mtime_ns)):
-            os.utime(pack, ns=(0, 10**18 - age))  # as if all this had been long ago
-        if i == 1:
-            with remembered(encoder):
-                encoder.all([row("Item 0?", "Yes.")])  # the older one is used
-    kept = [row(f"Item {i}?", "Yes.") for i in range(3)]
-    with remembered(encoder):
-        assert encoder.memory is not None
-        assert encoder.memory.find([r.id for r in kept]).keys() == {kept[0].id, kept[2].id}
-    monkeypatch.setattr(encoded, "MAX_BYTES", max(p.stat().st_size for p in packs(tmp_path)) + 8)
-    with remembered(encoder):
-        encoder.all([row("Item 9?", "Yes.")])
-    [kept_one] = packs(tmp_path)
-    monkeypatch.setattr(encoded, "MAX_BYTES", 40)  # of which a new one would have more by itself
-    with remembered(encoder):
-        encoder.all([row("Item 10, which is longer than all the others?", "Yes.")])
-    assert packs(tmp_path) == [kept_one]
-
-
-def test_a_pack_that_cannot_be_opened_now_stays(
-    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = [row("Item?", "Yes.")]
-    with remembered(encoder):
-        encoder.all(rows)
-    [pack] = packs(tmp_path)
-
-    def too_many_open(*_: object, **__: object) -> None:
-        raise OSError(24, "Too many open files")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(encoded.np, "memmap", too_many_open)
-        with remembered(encoder):
-            assert encoder.memory is not None and not encoder.memory.find([rows[0].id])
-    assert packs(tmp_path) == [pack]
-
-
-def test_a_place_where_nothing_can_be_written_costs_nothing_but_time(
-    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "file"))
-    with remembered(encoder):
-        assert encoder.all([row("Item?", "Yes.")])
-
-
-PROCESS = """
-import sys
-from pathlib import Path
-from luthier import encoded
-from luthier.conversation import read_conversations
-from luthier.encode import Encoder
-from luthier.models import find_base, load_tokenizer
-encoded.MIN_TOKENS = 1
-encoder = Encoder(load_tokenizer(find_base(sys.argv[1])))
-rows = list(read_conversations(Path(sys.argv[2])))
-for start in range(0, len(rows), 50):
-    with encoded.remembered(encoder):
-        assert encoder.all(rows[: start + 50]) == [encoder(r) for r in rows[: start + 50]]
-"""
-
-
-def test_two_processes_that_write_and_delete_at_once_read_nothing_wrong(tiny: Path, tmp_path: Path) -> None:
-    write_conversations(tmp_path / "rows.jsonl", [row(f"Item {i}?", f"It is {i}.", number=i) for i in range(500)])
-    command = [sys.executable, "-c", PROCESS.replace("MIN_TOKENS = 1", "MIN_TOKENS, encoded.MAX_PACKS = 1, 2")]
-    environment = os.environ | {"LUTHIER_CACHE": str(tmp_path / "cache")}
-    both = [
-        subprocess.Popen([*command, tiny, tmp_path / "rows.jsonl"], env=environment, stderr=subprocess.PIPE)
-        for _ in range(2)
-    ]
-    ended = [(process.communicate(timeout=300)[1].decode(), process.returncode) for process in both]
-    assert [code for _, code in ended] == [0, 0], ended
-    assert 1 <= len(packs(tmp_path)) <= 3

@@ -100,6 +100,13 @@ class Conversation(BaseModel):
     """The augmentation that wrote it; None: it was read."""
     made_from: str | None = None
     """Id of the conversation that it was made of."""
+    weight: float = 1.0
+    """How often it is met in an epoch of training."""
+
+    @property
+    def is_document(self) -> bool:
+        """Whether it is plain text, which may be of any length."""
+        return self.messages[0].role == "text" and self.tokens is None
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -138,9 +145,13 @@ def make_conversation(
     return draft.model_copy(update={"id": key, "family": family or key})
 
 
+KEPT = ("source", "tags", "family", "tools", "rejected", "rating", "weight")
+"""Of a conversation that says something else."""
+
+
 def with_messages(conversation: Conversation, messages: Iterable[Message], **changed: Any) -> Conversation:
     """The conversation saying something else, so with another id; `changed`: its other fields that are new."""
-    kept = {name: getattr(conversation, name) for name in ("source", "tags", "family", "tools", "rejected", "rating")}
+    kept = {name: getattr(conversation, name) for name in KEPT}
     return make_conversation(messages, **(kept | changed))
 
 

@@ -6,7 +6,7 @@ Promises:
   tools say; the special ones in what the assistant says (a `<think>` there is meant). New tokens, which a person has
   named, are tokens whoever writes them.
 - What is learned runs from the end of the generation prompt to the token that ends the turn, inclusive.
-- Nothing is cut: what is too long is an error of its row.
+- Nothing is cut: what is too long is an error of its row, but for plain text, which may be of any length.
 - Many conversations at once give what each gives alone, to the bit, errors too.
 
 How control strings are kept apart: a second copy of the tokenizer knows each added token under a private
@@ -22,13 +22,12 @@ import inspect
 import json
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache, partial
-from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +41,9 @@ from luthier.template import Fail, Template
 
 CODE = ("encode", "template", "guard", "conversation")
 """The modules that decide what a conversation becomes."""
-GROUP = 256
-"""Conversations that are tokenised in one call."""
+GROUP, GROUP_CHARACTERS = 256, 1 << 20
+"""Conversations that are tokenised in one call: so many at most, and of long ones fewer, because each token of a call
+takes a hundred bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +68,6 @@ Tokens = tuple[list[int], list[bool]]
 """Ids (T,) and which of them are learned (T,)."""
 
 
-class Memory(Protocol):
-    """What was encoded before, by the id of a conversation, which is a hash of its content."""
-
-    def find(self, ids: Sequence[str]) -> Mapping[str, Tokens]: ...
-    def keep(self, encoded: Encoded) -> None: ...
-
-
 class _Text(NamedTuple):
     """What is tokenised of a conversation, and per character whether it is learned; None for plain text."""
 
@@ -85,7 +78,6 @@ class _Text(NamedTuple):
 class Encoder:
     """Encodes conversations, and prompts for generation, with one tokenizer.
 
-    What its `memory` knows is not encoded by `many` and `all` (see `luthier.encoded`).
     Raises ModelError LU-M020 where the tokenizer has no fast backend.
     """
 
@@ -96,7 +88,6 @@ class Encoder:
                 "LU-M020", type(tokenizer).__name__, "is not a fast tokenizer", "use a base model with a tokenizer.json"
             )
         self.tokenizer, self.max_tokens, self._new_tokens = tokenizer, max_tokens, new_tokens
-        self.memory: Memory | None = None
         added = {
             str(token): (id_, token.special) for id_, token in tokenizer.added_tokens_decoder.items() if str(token)
         }
@@ -109,7 +100,7 @@ class Encoder:
         self._twin, self._real = _twin(backend, self._private, {n: id_ for n, (id_, _) in added.items()})
 
     def __reduce__(self) -> tuple[type[Encoder], tuple[Any, ...]]:
-        return Encoder, (self.tokenizer, self.max_tokens, self._new_tokens)  # elsewhere it has no memory
+        return Encoder, (self.tokenizer, self.max_tokens, self._new_tokens)
 
     def __call__(self, conversation: Conversation) -> Encoded:
         """Raises DataError with one of LU-D046, LU-D047, LU-D050, LU-D052, LU-D054 to LU-D057."""
@@ -133,9 +124,9 @@ class Encoder:
         Templates are rendered in Python, which runs one thread at a time; the tokenizer is not Python and works on one
         group beside it while the next is rendered.
         """
-        source, waiting = iter(conversations), deque[Callable[[], Iterator[Encoded | DataError]]]()
+        waiting = deque[Callable[[], Iterator[Encoded | DataError]]]()
         with ThreadPoolExecutor(1) as beside:
-            while group := list(islice(source, GROUP)):
+            for group in _groups(conversations):
                 waiting.append(self._begun(group, beside))
                 if len(waiting) > 1:
                     yield from waiting.popleft()()
@@ -146,21 +137,19 @@ class Encoder:
         self, group: Sequence[Conversation], beside: ThreadPoolExecutor
     ) -> Callable[[], Iterator[Encoded | DataError]]:
         """Render a group and give it to the tokenizer; what is returned waits for it."""
-        known = dict(self.memory.find([c.id for c in group])) if self.memory else {}
-        known |= {c.id: _given(c.tokens) for c in group if c.tokens}
-        texts = [self._text_or_error(c) for c in group if c.id not in known]
+        texts = [self._text_or_error(c) for c in group if not c.tokens]
         named = [text.named for text in texts if isinstance(text, _Text)]
         tokenised: Future[list[Any]] = beside.submit(self._twin.encode_batch, named, add_special_tokens=False)
 
         def ended() -> Iterator[Encoded | DataError]:
             encodings, new = iter(tokenised.result()), iter(texts)
             for conversation in group:
-                text = None if conversation.id in known else next(new)
-                if isinstance(text, DataError):
+                if conversation.tokens:
+                    yield self._checked_or_error(conversation, _given(conversation.tokens))
+                elif isinstance(text := next(new), DataError):
                     yield text
-                    continue
-                tokens = known[conversation.id] if text is None else self._tokens(text, next(encodings))
-                yield self._kept_or_error(conversation, tokens, new=text is not None)
+                else:
+                    yield self._checked_or_error(conversation, self._tokens(text, next(encodings)))
 
         return ended
 
@@ -170,14 +159,11 @@ class Encoder:
         except DataError as error:
             return error
 
-    def _kept_or_error(self, conversation: Conversation, tokens: Tokens, new: bool) -> Encoded | DataError:
+    def _checked_or_error(self, conversation: Conversation, tokens: Tokens) -> Encoded | DataError:
         try:
-            encoded = self._checked(conversation, tokens)
+            return self._checked(conversation, tokens)
         except DataError as error:
             return error
-        if self.memory and new:
-            self.memory.keep(encoded)
-        return encoded
 
     def _checked(self, conversation: Conversation, tokens: Tokens) -> Encoded:
         """Raises DataError LU-D046, LU-D047, LU-D057."""
@@ -186,7 +172,7 @@ class Encoder:
         if conversation.tokens and not all(0 <= id_ < len(self.tokenizer) for id_ in encoded.ids):
             found = f"holds token ids beyond the {len(self.tokenizer)} of the base model's tokenizer"
             raise fail("LU-D057", found=found, advice="tokenise with this base's tokenizer, or give the text")
-        if self.max_tokens and len(encoded.ids) > self.max_tokens:
+        if self.max_tokens and len(encoded.ids) > self.max_tokens and not conversation.is_document:
             raise fail(
                 "LU-D046",
                 found=f"is {len(encoded.ids)} tokens long, over the limit of {self.max_tokens}",
@@ -304,6 +290,18 @@ class Encoder:
     def _ids(self, encoding: Any) -> list[int]:
         found: list[int] = self._real[encoding.ids].tolist() if encoding.ids else []
         return found
+
+
+def _groups(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
+    group, n_characters = list[Conversation](), 0
+    for conversation in conversations:
+        group.append(conversation)
+        n_characters += sum(len(m.content) for m in conversation.messages)
+        if len(group) == GROUP or n_characters >= GROUP_CHARACTERS:
+            yield group
+            group, n_characters = [], 0
+    if group:
+        yield group
 
 
 def _given(tokens: GivenTokens) -> Tokens:

@@ -1,155 +1,263 @@
-"""Encoded conversations, kept: what one stage of a run has encoded, every later one of any run reads.
+"""The encoded rows of a side, in one file: what prepare has encoded, training reads where it lies.
 
-    n conversations of a pack, N tokens of them all
+    n rows, N tokens of them all
 
 Promises:
-- What is found is what the encoder makes, to the bit: a pack lies under the encoder's fingerprint, and in it under the
-  conversation's id, which is a hash of its content.
-- A pack is written whole and never changed, so any number of processes may read and write. It begins with hashes of
-  what follows: one that is damaged is deleted, and its conversations are encoded anew.
-- What was not used for longest leaves first, when there is more than MAX_BYTES or MAX_PACKS.
+- Opening reads the end of the file alone, however many rows there are; a row is read when it is asked for.
+- Tokens are read and not mapped: pages of a map that were looked at once would count as this process's memory.
+- The file says by which encoder and of which rows it was made: one of others is made anew.
+- It is written aside and renamed: there is a whole one or none. That it stays whole, the stage's record vouches for.
 
-A pack is a file of the user's cache folder: hashes and counts, an index in order of the ids, and the tokens, each with
-whether it is learned as its lowest bit. It is mapped: what is not looked up is not read. Conversations that cannot be
-encoded are not kept. This module knows nothing of templates and tokenizers.
+    tokens, each with whether it is learned as its lowest bit (N,) | INDEX (n,) | where the rows are from, as text |
+    JSON: what it was made of, and how long each part is | TAIL: the length of that, and MAGIC
+
+This module knows nothing of templates and steps.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
 import struct
-from array import array
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.encode import Encoded, Encoder, Tokens
-from luthier.files import cache_folder, write_atomically
+from luthier.conversation import Conversation, Side, read_conversations, write_conversations
+from luthier.encode import Encoded, Encoder
+from luthier.files import sync_folder
 
-MAX_BYTES, MAX_PACKS = 2 << 30, 64
-MIN_TOKENS = 20_000
-"""Fewer new ones are encoded again as soon as a file is written and synced."""
-HEADER = struct.Struct("<32s32sQQ")
-"""SHA-256 of the index and of the tokens, n, N."""
-
-
-@contextmanager
-def remembered(encoder: Encoder) -> Iterator[None]:
-    """While this lasts, `encoder.many` and `encoder.all` look up what was encoded before; what is new is kept after."""
-    packs = _Packs(cache_folder() / "encoded" / encoder.fingerprint()[:32])
-    encoder.memory = packs
-    try:
-        yield
-    finally:
-        encoder.memory = None
-        with suppress(OSError):  # a disk that is full or read-only costs time, not the run
-            packs.write()
-
-
-class _Packs:
-    """The packs of one encoder, and what will be the next one: a Memory."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._packs = [pack for path in sorted(folder.glob("*.pack")) if (pack := _Pack.open(path))]
-        self._new: dict[int, tuple[int, int]] = {}  # where a conversation's tokens are in `_tokens`
-        self._tokens = array("I")
-
-    def find(self, ids: Sequence[str]) -> dict[str, Tokens]:
-        keys = {id_: int(id_, 16) for id_ in ids}
-        new = {id_: self._new[key] for id_, key in keys.items() if key in self._new}
-        found = {id_: _unpacked(np.array(self._tokens[start:stop])) for id_, (start, stop) in new.items()}
-        asked = np.array([keys[id_] for id_ in ids], dtype=np.uint64)
-        for pack in self._packs:
-            at = np.minimum(np.searchsorted(pack.keys, asked), len(pack.keys) - 1)
-            hits = np.flatnonzero(pack.keys[at] == asked)
-            if len(hits) and pack.whole():
-                found |= {ids[i]: pack.tokens(int(at[i])) for i in hits.tolist()}
-        return found
-
-    def keep(self, encoded: Encoded) -> None:
-        values = np.array(encoded.ids, dtype=np.uint32) << 1 | np.array(encoded.learn)
-        start = len(self._tokens)
-        self._tokens.frombytes(values.tobytes())
-        self._new[int(encoded.id, 16)] = start, len(self._tokens)
-
-    def write(self) -> None:
-        """The new conversations as a pack of their own, if they are worth one."""
-        if len(self._tokens) < MIN_TOKENS or 4 * len(self._tokens) > MAX_BYTES:  # for which all others would leave
-            return
-        order = sorted(self._new)
-        spans = np.array([self._new[key] for key in order], dtype="<u8").T  # (2, n)
-        index = np.array(order, dtype="<u8").tobytes() + spans.tobytes()
-        tokens = np.frombuffer(self._tokens, dtype=np.uint32).astype("<u4", copy=False).data
-        header = HEADER.pack(_digest(index), _digest(tokens), len(order), len(self._tokens))
-        write_atomically(
-            self._folder / f"{hashlib.sha256(header).hexdigest()[:16]}.pack", b"".join((header, index, tokens))
-        )
-        _let_old_ones_leave(self._folder.parent)
+Tokens = NDArray[np.uint32]
+"""Of a row: ids, shifted by one bit, which says whether a token is learned."""
+NO_TOKENS: Tokens = np.zeros(0, dtype=np.uint32)
+MAGIC, TAIL = b"LUTOKENS", struct.Struct("<Q8s")
+ENTRY = struct.Struct("<QQQfH?x")
+INDEX = np.dtype(
+    {
+        "names": ["stop", "id", "source_stop", "weight", "made_by", "document"],
+        "formats": ["<u8", "<u8", "<u8", "<f4", "<u2", "?"],
+        "offsets": [0, 8, 16, 24, 28, 30],
+        "itemsize": ENTRY.size,
+    }
+)
+"""Of each row: where its tokens and its source end, its id, its weight, by which method it was made (0: it was read),
+and whether it is a document, which may be longer than a window."""
+STAMP_BYTES = 1 << 16
 
 
-class _Pack:
-    def __init__(self, path: Path, index: NDArray[np.uint64], tokens: NDArray[np.uint32], digest: bytes) -> None:
-        self._path, self._tokens, self._digest = path, tokens, digest
-        self.keys, self._starts, self._stops = index
-        self._whole: bool | None = None
+class Maker(Protocol):
+    """What the tokens are made by."""
+
+    @property
+    def max_tokens(self) -> int | None: ...
+    def fingerprint(self) -> str: ...
+
+
+def packed(ids: Sequence[int], learn: Sequence[bool]) -> Tokens:
+    return np.array(ids, dtype=np.uint32) << np.uint32(1) | np.array(learn, dtype=np.uint32)
+
+
+def write_side(folder: Path, side: Side, rows: Iterable[tuple[Conversation, Tokens]], maker: Maker) -> None:
+    """Write `SIDE.jsonl`, and `SIDE.tokens` beside it."""
+    path = folder / f"{side}.jsonl"
+    with _Writer.of(path) as out:
+        write_conversations(path, out.passed(rows))
+        out.finish(maker)
+
+
+def read_side(folder: Path, side: Side, encoder: Encoder, without: Set[str] = frozenset()) -> EncodedRows:
+    """The encoded rows of `SIDE.jsonl`, but for those made by the methods `without`.
+
+    Where the file beside it is missing, or another encoder's or other rows', it is made. Raises DataError as
+    `encoder.all`.
+    """
+    rows = folder / f"{side}.jsonl"
+    found = EncodedRows.open(rows, encoder)
+    if found is None:
+        with _Writer.of(rows) as out:
+            conversations = read_conversations(rows), read_conversations(rows)
+            for conversation, encoded in zip(conversations[0], encoder.many(conversations[1]), strict=True):
+                if isinstance(encoded, Exception):
+                    raise encoded
+                out.append(conversation, packed(encoded.ids, encoded.learn))
+            out.finish(encoder)
+        found = EncodedRows.open(rows, encoder)
+        assert found is not None
+    return found.without(without)
+
+
+class EncodedRows(Sequence[Encoded]):
+    """The rows of a file, or some of them."""
+
+    def __init__(self, path: Path, about: dict[str, Any], some: NDArray[np.int64] | None = None) -> None:
+        """`some`: rows of the file, by number; None: all."""
+        self._path, self._about, self._some = path, about, some
+        n_bytes = about["n_bytes"]
+        self._sources_at = n_bytes["tokens"] + n_bytes["index"]
+        n = n_bytes["index"] // INDEX.itemsize
+        self._index: NDArray[Any] = np.zeros(0, dtype=INDEX)
+        if n:  # of nothing there is no map
+            self._index = np.memmap(path, dtype=INDEX, mode="r", offset=n_bytes["tokens"], shape=n)
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
 
     @classmethod
-    def open(cls, path: Path) -> _Pack | None:
-        """None where it cannot be opened, and where the index is damaged: then there is no file any more."""
-        with suppress(ValueError, struct.error):  # it is empty, or shorter than a header
-            try:
-                content = np.memmap(path, dtype=np.uint8, mode="r")
-            except OSError:  # it has left meanwhile, or too many files are open
-                return None
-            of_index, of_tokens, n, n_tokens = HEADER.unpack(content[: HEADER.size].tobytes())
-            index, tokens = np.split(content[HEADER.size :], [24 * n])
-            if len(tokens) == 4 * n_tokens and n and _digest(index.data) == of_index:
-                return cls(path, index.view("<u8").reshape(3, n), tokens.view("<u4"), of_tokens)
-        _delete(path)
+    def open(cls, rows: Path, maker: Maker) -> EncodedRows | None:
+        """None where there is no file for these rows by this encoder."""
+        with suppress(OSError, ValueError, KeyError, struct.error):
+            path = _path(rows)
+            with path.open("rb") as file:
+                file.seek(-TAIL.size, os.SEEK_END)
+                n, magic = TAIL.unpack(file.read())
+                file.seek(-TAIL.size - n, os.SEEK_END)
+                about = json.loads(file.read(n)) if magic == MAGIC else {}
+            if about["made_of"] == _made_of(rows, maker):
+                return cls(path, about)
         return None
 
-    def whole(self) -> bool:
-        """Whether the tokens are as they were written; looked at once, when the first of them are asked for."""
-        if self._whole is None:
-            self._whole = _digest(self._tokens.data) == self._digest
-            with suppress(OSError):
-                os.utime(self._path) if self._whole else self._path.unlink()
-        return self._whole
+    def without(self, methods: Set[str]) -> EncodedRows:
+        """But for rows that were made by these."""
+        left_out = [k for k, name in enumerate(self._about["methods"], 1) if name in methods]
+        if not left_out:
+            return self
+        return EncodedRows(self._path, self._about, np.flatnonzero(~np.isin(self._index["made_by"], left_out)))
 
-    def tokens(self, row: int) -> Tokens:
-        return _unpacked(self._tokens[int(self._starts[row]) : int(self._stops[row])])
+    @property
+    def max_tokens(self) -> int | None:
+        """Of a window."""
+        most: int | None = self._about["max_tokens"]
+        return most
+
+    # -- columns (n,) ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row."""
+        stops = self._index["stop"].astype(np.int64)
+        lengths = np.diff(stops, prepend=0)
+        return lengths if self._some is None else lengths[self._some]
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        return self._column("weight")
+
+    @property
+    def is_document(self) -> NDArray[np.bool_]:
+        return self._column("document")
+
+    def _column(self, name: str) -> NDArray[Any]:
+        column: NDArray[Any] = self._index[name]
+        return column if self._some is None else column[self._some]
+
+    # -- rows --------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._index if self._some is None else self._some)
+
+    @overload
+    def __getitem__(self, i: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Encoded]: ...
+    def __getitem__(self, i: int | slice) -> Encoded | list[Encoded]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        i = range(len(self))[i]
+        return unpacked(self.tokens(i), *self.name(i))
+
+    def tokens(self, i: int, start: int = 0, stop: int | None = None) -> Tokens:
+        """Of row i, from its token `start` to before its token `stop`, or to its end."""
+        first, last = self._span(i, "stop")
+        start, stop = first + start, last if stop is None else min(first + stop, last)
+        return np.frombuffer(os.pread(self._file, 4 * (stop - start), 4 * start), dtype="<u4")
+
+    def name(self, i: int) -> tuple[str, str]:
+        """Its id and its source."""
+        first, last = self._span(i, "source_stop")
+        source = os.pread(self._file, last - first, self._sources_at + first)
+        return f"{self._index['id'][self._number(i)]:016x}", source.decode()
+
+    def _span(self, i: int, stop: str) -> tuple[int, int]:
+        stops, i = self._index[stop], self._number(i)
+        return int(stops[i - 1]) if i else 0, int(stops[i])
+
+    def _number(self, i: int) -> int:
+        return i if self._some is None else int(self._some[i])
 
 
-def _unpacked(values: NDArray[np.uint32]) -> Tokens:
-    return (values >> 1).tolist(), (values & 1).astype(bool).tolist()
+def unpacked(tokens: Tokens, id: str, source: str) -> Encoded:
+    return Encoded((tokens >> 1).tolist(), (tokens & 1).astype(bool).tolist(), id, source)
 
 
-def _digest(content: bytes | memoryview) -> bytes:
-    return hashlib.sha256(content).digest()
+class _Writer:
+    """Rows one after the other; in memory is none of them."""
+
+    def __init__(self, rows: Path, tokens: IO[bytes], index: IO[bytes], sources: IO[bytes]) -> None:
+        self._rows, self._tokens, self._index, self._sources = rows, tokens, index, sources
+        self._methods: dict[str | None, int] = {None: 0}
+        self._n = self._n_source_bytes = 0
+
+    @classmethod
+    @contextmanager
+    def of(cls, rows: Path) -> Iterator[_Writer]:
+        path = _path(rows)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with aside.open("wb") as out, TemporaryFile(dir=path.parent) as index, TemporaryFile() as sources:
+                yield cls(rows, out, index, sources)
+                out.flush()
+                os.fsync(out.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+    def passed(self, rows: Iterable[tuple[Conversation, Tokens]]) -> Iterator[Conversation]:
+        """Append each row as it passes."""
+        for conversation, tokens in rows:
+            self.append(conversation, tokens)
+            yield conversation
+
+    def append(self, conversation: Conversation, tokens: Tokens) -> None:
+        self._n += self._tokens.write(tokens.astype("<u4", copy=False).data) // tokens.itemsize
+        self._n_source_bytes += self._sources.write(conversation.source.encode("utf-8", "replace"))
+        made_by = self._methods.setdefault(conversation.made_by, len(self._methods))
+        about = conversation.weight, made_by, conversation.is_document
+        self._index.write(ENTRY.pack(self._n, int(conversation.id, 16), self._n_source_bytes, *about))
+
+    def finish(self, maker: Maker) -> None:
+        n_bytes = {"tokens": 4 * self._n, "index": self._index.tell(), "sources": self._n_source_bytes}
+        for part in (self._index, self._sources):
+            part.seek(0)
+            shutil.copyfileobj(part, self._tokens)
+        about = {
+            "made_of": _made_of(self._rows, maker),
+            "max_tokens": maker.max_tokens,
+            "methods": [name for name in self._methods if name is not None],
+            "n_bytes": n_bytes,
+        }
+        written = json.dumps(about).encode()
+        self._tokens.write(written + TAIL.pack(len(written), MAGIC))
 
 
-def _let_old_ones_leave(folder: Path) -> None:
-    """Keep the packs that were used last."""
-    packs = [(path, status) for path in folder.glob("*/*.pack") if (status := _status(path))]
-    n_bytes = 0
-    for n, (path, status) in enumerate(sorted(packs, key=lambda p: -p[1].st_mtime_ns), 1):
-        n_bytes += status.st_size
-        if n_bytes > MAX_BYTES or n > MAX_PACKS:
-            _delete(path)
+def _path(rows: Path) -> Path:
+    return rows.with_suffix(".tokens")
 
 
-def _status(path: Path) -> os.stat_result | None:
-    with suppress(FileNotFoundError):  # another process has just deleted it
-        return path.stat()
-    return None
-
-
-def _delete(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink()
-        path.parent.rmdir()  # which fails unless this was the last one
+def _made_of(rows: Path, maker: Maker) -> str:
+    """A hash of the encoder, and of the rows' length, beginning and end: enough to see that they are others."""
+    with rows.open("rb") as file:
+        n_bytes = file.seek(0, os.SEEK_END)
+        ends = []
+        for at in (0, max(n_bytes - STAMP_BYTES, 0)):
+            file.seek(at)
+            ends.append(hashlib.sha256(file.read(STAMP_BYTES)).hexdigest())
+    return hashlib.sha256(json.dumps([maker.fingerprint(), n_bytes, ends]).encode()).hexdigest()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import RecipeError
-from luthier.files import sha256_of
+from luthier.files import sha256_of, sha256_once
 from luthier.machine import versions
 from luthier.plugins import AUGMENTATIONS, CHECKS, CLEANERS, METRICS, Registry
 from luthier.prepare.sources import find_files
@@ -70,6 +70,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
             "model": _dump(recipe.model),
             "train": _dump(recipe.train),
             "max_tokens": recipe.data.max_tokens,
+            "documents": recipe.data.documents,
             "rules": [[r.metric, r.must] for r in recipe.release.rules],
             **{name: made[name] for name in ("audit.json", "train.jsonl", "validation.jsonl")},
             "versions": versions(("luthier", "torch", "transformers", "peft", "tokenizers")),
@@ -83,6 +84,7 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
             "adapters": [_of_adapter(given, origin) for given in recipe.model.adapters],
             "train": recipe.train.model_dump(mode="json", exclude={"save_every_s", "recompute_layers"}),  # of no effect
             "max_tokens": recipe.data.max_tokens,
+            "documents": recipe.data.documents,
             "train.jsonl": made["train.jsonl"],
             **({"left out": sorted(without)} if (without := left_out(recipe.data.augment)) else {}),
             "validation.jsonl": made["validation.jsonl"],
@@ -224,4 +226,4 @@ def _path_at(text: str, origin: Path) -> Path | None:
 
 
 def _source_hashes(recipe: Recipe, origin: Path) -> dict[str, str]:
-    return {f.shown: sha256_of(f.path) for f in find_files(recipe.data.sources, origin)}
+    return {f.shown: sha256_once(f.path) for f in find_files(recipe.data.sources, origin)}

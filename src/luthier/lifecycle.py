@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -119,16 +120,11 @@ def run(
 
 def _prepare(work: _Work, out: Path) -> dict[str, Any]:
     from luthier.encode import Encoder
-    from luthier.encoded import remembered
-    from luthier.models import context_tokens, load_tokenizer
+    from luthier.models import load_tokenizer, max_tokens
     from luthier.prepare import prepare
 
-    max_tokens = work.recipe.data.max_tokens
-    if max_tokens is None and (window := context_tokens(work.base)):
-        max_tokens = max(window - work.recipe.model.virtual_tokens, 1)
-    encoder = Encoder(load_tokenizer(work.base), max_tokens, work.base.new_tokens)
-    with remembered(encoder):
-        audit = prepare(work.recipe, work.origin, out, encoder, work.report)
+    encoder = Encoder(load_tokenizer(work.base), max_tokens(work.recipe, work.base), work.base.new_tokens)
+    audit = prepare(work.recipe, work.origin, out, encoder, work.report)
     return {"task": audit.task, **audit.sides}
 
 
@@ -277,7 +273,7 @@ def _release(work: _Work, out: Path) -> dict[str, Any]:
 
     evaluation, comparisons = _to_judge_by(work)
     encoder = Encoder(load_tokenizer(work.base), new_tokens=work.base.new_tokens)
-    tests = list(read_conversations(work.folder / "prepare" / "test.jsonl"))[:PARITY_PROMPTS]
+    tests = islice(read_conversations(work.folder / "prepare" / "test.jsonl"), PARITY_PROMPTS)
     verdict = release(
         work.recipe,
         work.folder,

@@ -24,7 +24,7 @@ from luthier.errors import ModelError, did_you_mean, first_line
 from luthier.files import cache_folder, fresh_folder, locked, sha256_of, sha256_once
 from luthier.machine import skip_in_collections
 from luthier.quantized import while_loading
-from luthier.settings import Precision, Quantize, located
+from luthier.settings import Precision, Quantize, Recipe, located
 from luthier.vocabulary import add_rows, add_tokens
 
 BUILT_IN = {
@@ -296,6 +296,13 @@ def context_tokens(base: Base) -> int | None:
         config = AutoConfig.from_pretrained(base.folder)
     text = config.get_text_config()  # which knows that GPT-2 calls it n_positions
     return getattr(text, "max_position_embeddings", None)
+
+
+def max_tokens(recipe: Recipe, base: Base) -> int | None:
+    """Of a row, and of the windows of a document: `data.max_tokens`, or what the context window leaves."""
+    if recipe.data.max_tokens or not (window := context_tokens(base)):
+        return recipe.data.max_tokens
+    return max(window - recipe.model.virtual_tokens, 1)
 
 
 def name_of_layers(body: Any) -> str | None:

@@ -79,6 +79,19 @@ def rarest(found: Hashes, seen: NDArray[np.uint32], similarity: float) -> NDArra
     return (first >> np.uint64(32)).astype(np.uint32)
 
 
+def similar_to_any(texts: Sequence[Hashes], similarity: float) -> Callable[[Hashes], bool]:
+    """Whether another text may be similar to one of these: of its shingles it shares so many with them all."""
+    known = np.unique(np.concatenate([np.zeros(0, dtype=np.uint64), *texts]))
+
+    def may_match(found: Hashes) -> bool:
+        if not len(known):
+            return False
+        at = np.minimum(np.searchsorted(known, found), len(known) - 1)
+        return bool((known[at] == found).sum() >= similarity * len(found) - TINY)
+
+    return may_match
+
+
 def _hash64(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 

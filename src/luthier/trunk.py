@@ -42,7 +42,7 @@ def kept_trunk(decoder: Decoder, homes: Sequence[Sequence[Encoded]], folder: Pat
     """While this lasts, `decoder` runs its frozen layers once per example. Yields its path, in words.
 
     `homes` are groups that may run at once; the first that holds an example is its home. What has none is not kept,
-    but computed when asked for. The file lies in `folder`.
+    but computed when asked for; without any homes nothing is kept. The file lies in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=folder) as file:
@@ -63,6 +63,8 @@ def _way(
         cut = _find_cut(decoder)
         if cut is None:
             return None, ""
+        if not homes:
+            raise ValueError("there are too many examples to keep their states")
         kept = _Kept(cut, homes, file)
     except CANNOT_RUN as error:
         return None, f"; all layers in every step: {first_line(error)}"

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from luthier.conversation import Conversation, Message, make_conversation
-from luthier.decoder import Decoder
-from luthier.encode import Encoder
+from luthier.decoder import Decoder, score_all
+from luthier.encode import Encoded, Encoder
 from luthier.errors import DataError
 from luthier.evaluate import exam as exam_module
 from luthier.evaluate.exam import Drawing, Exam, Scorer, check_clusters, dump_samples, load_answers
@@ -99,6 +99,24 @@ def test_plain_text_and_tasks_without_labels_have_no_choices(tiny: Path, decoder
     text = make_conversation([Message(role="text", content="All of it is learned.")], "x.jsonl:9")
     assert [s.choices is None for s in taken(tiny, decoder, [*conversations(), text], LABELS)] == [False] * 4 + [True]
     assert all(s.choices is None for s in taken(tiny, decoder, conversations(), ()))
+
+
+def test_a_long_document_is_scored_in_the_windows_in_which_it_is_learned(tiny: Path, decoder: Decoder) -> None:
+    long, short = (make_conversation([Message(role="text", content="Seven cups. " * n)], "x:1") for n in (40, 2))
+    encoder = Encoder(load_tokenizer(find_base(str(tiny))))
+
+    def scored(window: int | None, *asked: Conversation) -> list[tuple[float, int]]:
+        suite = Suite("test", labelled(asked, ()), [], scored=True)
+        taken = Exam(suite, encoder, tests=[], max_new_tokens=1, tokens_at_once=512, window=window)
+        return [(s.nats, s.n_tokens) for s in taken.take(Scorer(decoder), "base", Quiet())]
+
+    whole = encoder(long)
+    cut = [Encoded(whole.ids[at : at + 30], whole.learn[at : at + 30], str(at), "") for at in range(0, 999, 29)]
+    nats = sum(score_all(decoder, [c for c in cut if len(c.ids) > 1], 512))
+    assert scored(30, long, short) == [(pytest.approx(nats, rel=1e-6), whole.n_learned), *scored(None, short)]
+    assert scored(30, long)[0][0] != pytest.approx(scored(None, long)[0][0], rel=1e-4)
+    chat = conversations()[0]
+    assert scored(3, chat) == scored(None, chat), "a chat is asked as a whole"
 
 
 def test_what_is_written_is_read(tiny: Path, decoder: Decoder, tmp_path: Path) -> None:

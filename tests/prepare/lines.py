@@ -44,6 +44,10 @@ class OneByOne:
     """An encoder that takes in nothing ahead."""
 
     encode: Callable[[Conversation], Words] = encode_words
+    max_tokens: int | None = None
+
+    def fingerprint(self) -> str:
+        return "words"
 
     def many(self, conversations: Iterable[Conversation]) -> Iterator[Words | DataError]:
         for conversation in conversations:

@@ -28,7 +28,7 @@ KINDS = [
 ]
 
 
-class Ahead:
+class Ahead(OneByOne):
     """Takes in everything before it gives anything back."""
 
     def many(self, conversations: Iterable[Conversation]) -> Iterator[Words | DataError]:
@@ -61,8 +61,10 @@ def test_nothing_depends_on_how_far_ahead_the_encoder_is(dirty: Path) -> None:
 def test_nor_with_the_real_one(dirty: Path, tiny: Path) -> None:
     encoder = Encoder(load_tokenizer(find_base(str(tiny))), 120)
     alone: Callable[[Conversation], object] = encoder
+    one_by_one = OneByOne(alone, encoder.max_tokens)  # type: ignore[arg-type]
+    one_by_one.fingerprint = encoder.fingerprint  # type: ignore[method-assign]
     found = files_after(dirty, encoder)
-    assert found == files_after(dirty, OneByOne(alone))  # type: ignore[arg-type]
+    assert found == files_after(dirty, one_by_one)
     assert found["rejects.jsonl"].count(b"LU-D046") > 50
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.conversation import SIDES, Message, make_conversation
+from luthier.encoded import packed
 from luthier.errors import DataError
 from luthier.prepare.rows import Item
 from luthier.prepare.split import limit, split
@@ -25,7 +26,7 @@ ROWS = st.lists(st.tuples(PROMPTS, st.integers(0, 30)), min_size=8, max_size=60)
 
 def item(prompt: str, family: int, side: str | None = None, n: int = 0) -> Item:
     turns = [Message(role="user", content=prompt), Message(role="assistant", content=f"answer {n}")]
-    return Item(make_conversation(turns, f"data.jsonl:{n}", family=f"family-{family}"), side, 1, 1)  # type: ignore[arg-type]
+    return Item(make_conversation(turns, f"data.jsonl:{n}", family=f"family-{family}"), side, packed([7], [True]))  # type: ignore[arg-type]
 
 
 def table(items: list[Item]) -> Rows:

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy.stats import chi2, spearmanr
 
+from luthier.batch import Batch
+from luthier.documents import Examples
 from luthier.encode import Encoded
 from luthier.train.data import StepData
 
@@ -97,3 +100,61 @@ def test_rows_of_one_family_meet_in_a_step_as_often_as_chance_has_it() -> None:
 
 def pairs(step: list[int]) -> combinations[tuple[int, int]]:
     return combinations(step, 2)
+
+
+class Made(Examples):
+    """Examples of given lengths, and how many of them were made."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self._lengths, self.n_made = np.array(lengths), 0
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return self._lengths
+
+    @property
+    def weights(self) -> None:
+        return None
+
+    def make(self, i: int) -> Encoded:
+        self.n_made += 1
+        n = int(self._lengths[i])
+        return Encoded([9, i + 10, *range(n - 2)], [False] + [True] * (n - 1), str(i), "")
+
+
+LENGTHS = [2 + (7 * i) % 31 for i in range(60)]
+
+
+def test_before_a_step_no_training_example_is_made_and_in_it_its_own_alone() -> None:
+    train, validation = Made(LENGTHS), Made(LENGTHS[:5])
+    data = StepData(train, validation, 1, 8, 64, seed=0)
+    assert (data.n_steps, data.shortest, data.longest, data.most_tokens) == (8, 2, 32, 64)
+    assert [e.id for group in data.homes() for e in group] == ["0", "1", "2", "3", "4"]
+    assert train.n_made == 0
+    assert len(data.examples(3)) == train.n_made == 8
+
+
+def test_validation_in_parts_sees_every_example_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = StepData(Made(LENGTHS), Made(LENGTHS), 1, 8, 64, seed=0)
+    whole = sum(b.n_targets for b in data.valid())
+    monkeypatch.setattr("luthier.train.data.AT_ONCE", 100)
+    validation = Made(LENGTHS)
+    data.validation = validation
+    parts, most = list[Batch](), 0
+    for batch in data.valid():
+        parts.append(batch)
+        most = max(most, validation.n_made - sum(len(b.names) for b in parts))
+    assert most <= 100 // min(LENGTHS) and most < 20, "examples that were made and not yet validated"
+    assert sorted(name for b in parts for name in b.names) == sorted(map(str, range(60)))
+    assert sum(b.n_targets for b in parts) == whole
+    assert data.homes() == []
+
+
+@given(st.integers(1, 20), st.integers(16, 200))
+def test_the_most_micro_batches_of_a_step_are_found(per_step: int, at_once: int) -> None:
+    data = StepData(Made(LENGTHS), Made([5]), 2, per_step, at_once, seed=0)
+    most, step = data.most_groups()
+    assert most == len(data.groups(step)) == max(len(data.groups(s)) for s in range(data.n_steps))

@@ -74,6 +74,13 @@ def test_other_ways_to_adapt_keep_nothing(tiny: Path, tmp_path: Path, how: Lora 
         assert path == decoder.path and decoder.shortcut is None
 
 
+def test_without_homes_nothing_is_kept_and_that_is_said(tiny: Path, tmp_path: Path) -> None:
+    decoder = adapted(tiny, Lora(rank=4, target=UPPER))
+    with kept_trunk(decoder, [], tmp_path) as path:
+        assert decoder.shortcut is None
+        assert path == f"{FUSED}; all layers in every step: there are too many examples to keep their states"
+
+
 def upper_recipe(**settings: Any) -> Any:
     return make_recipe(adapt={"method": "lora", "rank": 4, "target": UPPER}, tokens_per_micro_batch=256, **settings)
 

@@ -44,6 +44,15 @@ def test_the_starter_mixes_formats_and_gives_its_sides(tmp_path: Path, tiny: Pat
     assert AuditReport.read(report / "prepare" / "audit.json").task == "answer"
 
 
+def test_weights_of_sources_stay(tmp_path: Path, tiny: Path) -> None:
+    write_starter(tmp_path / "shop")
+    recipe = tmp_path / "shop" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("general.jsonl, format", "general.jsonl, weight: 0.3, format"))
+    _, choose, _ = nested(recipe, tmp_path / "runs", f"model.base={tiny}")
+    for row in prepared(choose)["train"]:
+        assert row.weight == (0.3 if row.is_document else 1.0)
+
+
 def test_rows_that_were_made_are_made_anew_and_never_asked(tmp_path: Path, tiny: Path) -> None:
     write_starter(tmp_path / "shop")
     noise = "data.augment=[{use: noise, fraction: 1.0, meaning: null}]"

@@ -7,33 +7,37 @@ the base model saw when it was pretrained cannot be known. Knows no model; the j
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from luthier import stats
 from luthier.conversation import Conversation
 from luthier.errors import EvaluationError
 from luthier.metric import Metric, Sample
 from luthier.records import Comparison
-from luthier.similar import SimilarTexts
+from luthier.similar import SimilarTexts, hashed, similar_to_any
 
 _NO_VALUE = ("LU-E001", "LU-E002")
 
 
 def contaminated(
-    test: Sequence[Conversation], train: Sequence[Conversation], similarity: float = 0.8
+    test: Sequence[Conversation], train: Iterable[Conversation], similarity: float = 0.8
 ) -> dict[str, float]:
     """Ids of test conversations whose prompt is at least so similar to a training prompt, and how similar.
 
     Similarity is Jaccard's, of runs of three words: 1.0 for the same words in the same order. Of plain text, the text
-    itself is compared.
+    itself is compared. Of the training prompts those alone are held that could be similar to any.
     """
-    seen = list(dict.fromkeys(c.asked_text for c in train))
-    index = SimilarTexts(similarity, [*seen, *(c.asked_text for c in test)])
-    for i in range(len(seen)):
-        index.add(i)
-    nearest = {
-        c.id: max((index.jaccard(i, j) for j in index.matches(i)), default=0.0) for i, c in enumerate(test, len(seen))
-    }
+    asked, index, held = [hashed(c.asked_text) for c in test], SimilarTexts(similarity), set[int]()
+    for found in asked:
+        index.append_hashed(found)
+    may_match = similar_to_any(asked, similarity)
+    for found in (hashed(c.asked_text) for c in train):
+        if may_match(found) and (key := hash(found.tobytes())) not in held:
+            held.add(key)
+            index.append_hashed(found)
+    for j in range(len(test), len(index)):
+        index.add(j)
+    nearest = {c.id: max((index.jaccard(i, j) for j in index.matches(i)), default=0.0) for i, c in enumerate(test)}
     return {id: alike for id, alike in nearest.items() if alike}
 
 

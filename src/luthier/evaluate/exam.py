@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from luthier.conversation import Conversation
 from luthier.decoder import Decoder, score_all
+from luthier.documents import windows
 from luthier.encode import Encoded, Encoder
 from luthier.errors import DataError, did_you_mean, printable
 from luthier.evaluate.compare import Answers
@@ -100,7 +101,8 @@ class Exam:
     """One suite, encoded: what is scored by likelihood, what is to be answered, and which choices there are.
 
     `tests` are conversations of the training data's form: the token that ends a turn in them is the one that ends an
-    answer. Likelihoods are per token of the exam `like`, so that models of two tokenizers compare; None: of this one.
+    answer. A document of more than `window` tokens is scored in windows, as it is learned. Likelihoods are per token of
+    the exam `like`, so that models of two tokenizers compare; None: of this one.
     """
 
     def __init__(
@@ -112,11 +114,16 @@ class Exam:
         max_new_tokens: int,
         tokens_at_once: int,
         drawing: Drawing | None = None,
+        window: int | None = None,
         like: Exam | None = None,
     ) -> None:
         self.suite, self._like = suite, like or self
         self._tokenizer, self._max_new_tokens, self._tokens_at_once = encoder.tokenizer, max_new_tokens, tokens_at_once
         self._scored = encoder.all(i.conversation for i in suite.items) if suite.scored else []
+        self._windows = [
+            windows(e, window if i.conversation.is_document else None)
+            for e, i in zip(self._scored, suite.items, strict=bool(self._scored))
+        ]
         self._asked = [n for n, i in enumerate(suite.items) if suite.written and i.conversation.prompt]
         self._prompts = [encoder.prompt(c.prompt, c.tools) for c in (suite.items[n].conversation for n in self._asked)]
         self._choices = _choices(encoder, suite.items)
@@ -130,7 +137,8 @@ class Exam:
         """
         of = [(item.conversation, list(item.choices)) for item in self.suite.items]
         asked = [[c.id, c.source, c.family, c.tags, choices] for c, choices in of]
-        ids = [[e.ids for e in self._scored], self._prompts, [[e.ids for e in c] for c in self._choices]]
+        scored = [e.ids for cut in self._windows for e in cut]
+        ids = [scored, self._prompts, [[e.ids for e in c] for c in self._choices]]
         packages = versions(("luthier", "torch", "transformers"))
         how = [sorted(self._end_ids), self._max_new_tokens, asdict(self._drawing)] if self._prompts else []
         how += [writer] if writer and self._prompts else []
@@ -143,8 +151,10 @@ class Exam:
         One sample an item, or as many as answers were drawn: `ID #2` is the second of an item.
         """
         items, shown = self.suite.items, f"{name}: {self.suite.name}"
+        of_text = f"{shown}, likelihood"
         answers = self._written(scorer.decoder, f"{shown}, answers", report, write) if self._prompts else {}
-        nats = scorer(self._scored, self._tokens_at_once, f"{shown}, likelihood", report) or [0.0] * len(items)
+        scored = iter(scorer([e for cut in self._windows for e in cut], self._tokens_at_once, of_text, report))
+        nats = [sum(next(scored) for _ in cut) for cut in self._windows] or [0.0] * len(items)
         flat = [e for choices in self._choices for e in choices]
         of_choices = iter(scorer(flat, self._tokens_at_once, f"{shown}, choices", report))
         found = []

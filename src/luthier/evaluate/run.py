@@ -14,7 +14,6 @@ from luthier import kept
 from luthier.conversation import Conversation, read_conversations
 from luthier.decoder import Decoder
 from luthier.encode import Encoder
-from luthier.encoded import remembered
 from luthier.errors import DataError, RunError
 from luthier.evaluate.clean import contaminated
 from luthier.evaluate.compare import Answers, compare_models, judged
@@ -45,7 +44,7 @@ from luthier.evaluate.suites.harness import from_task
 from luthier.evaluate.suites.suite import Item, Suite, form_metrics, general, labelled
 from luthier.files import write_atomically
 from luthier.metric import Metric, Sample
-from luthier.models import Base, load_model, load_tokenizer
+from luthier.models import Base, load_model, load_tokenizer, max_tokens
 from luthier.progress import Quiet, Reporter
 from luthier.records import AuditReport, EvalReport, Judged
 from luthier.saved import load_merged
@@ -95,8 +94,7 @@ def evaluate(
     report = report or Quiet()
     asked = _open(recipe, prepared, base, folder, voted=votes is not None)
     test = Suite(TEST, labelled(asked.tests, asked.audit.labels), asked.metrics, scored=True, written=True)
-    with remembered(asked.encoder):
-        exams = [_exam(suite, asked.encoder, asked.tests, recipe) for suite in (test, *asked.suites)]
+    exams = [_exam(suite, asked.encoder, asked, recipe) for suite in (test, *asked.suites)]
     taken = _take(exams, asked, recipe, base, trained, out, answers, report)
     both = taken["tuned"], taken["base"]
     samples = [of.samples for of in both]
@@ -129,6 +127,8 @@ class _Opened:
     suites: Sequence[Suite]
     benches: Sequence[Bench]
     encoder: Encoder
+    window: int | None
+    """Tokens of a document that are scored at once."""
     notes: Sequence[str]
 
 
@@ -145,7 +145,8 @@ def _open(recipe: Recipe, prepared: Path, base: Base, folder: Path, *, voted: bo
     check_names(metrics, suites)
     known = [*(m.name for m in metrics), *(name for judge in recipe.evaluate.judges for name in judge.measures(voted))]
     check_rules(recipe.release.rules, known, suites, [c.tags for c in tests])
-    return _Opened(audit, tests, metrics, suites, benches, encoder, [*drawn, *_about_the_base(recipe), *unasked])
+    notes = [*drawn, *_about_the_base(recipe), *unasked]
+    return _Opened(audit, tests, metrics, suites, benches, encoder, max_tokens(recipe, base), notes)
 
 
 def _about_the_base(recipe: Recipe) -> list[str]:
@@ -196,7 +197,7 @@ def _take(
 
 def _with_new_tokens(exams: Sequence[Exam], asked: _Opened, recipe: Recipe, base: Base) -> list[Exam]:
     encoder = Encoder(load_tokenizer(base), new_tokens=base.new_tokens)
-    return [_exam(exam.suite, encoder, asked.tests, recipe, like=exam) for exam in exams]
+    return [_exam(exam.suite, encoder, asked, recipe, like=exam) for exam in exams]
 
 
 def _about_servers(recipe: Recipe, base: Base, trained: Path, answers: Path) -> list[str]:
@@ -207,7 +208,7 @@ def _about_servers(recipe: Recipe, base: Base, trained: Path, answers: Path) -> 
 
 
 def _in_training(recipe: Recipe, prepared: Path, tests: Sequence[Conversation]) -> dict[str, float]:
-    trained = list(read_conversations(prepared / "train.jsonl", left_out(recipe.data.augment)))
+    trained = read_conversations(prepared / "train.jsonl", left_out(recipe.data.augment))
     return contaminated(tests, trained, recipe.data.split.near_duplicate_similarity)
 
 
@@ -257,14 +258,13 @@ def _suite(use: SuiteUse, tests: Sequence[Conversation], folder: Path, seed: int
     return from_task(use, folder, seed) if use.task else from_file(use, folder, seed)
 
 
-def _exam(
-    suite: Suite, encoder: Encoder, tests: Sequence[Conversation], recipe: Recipe, like: Exam | None = None
-) -> Exam:
+def _exam(suite: Suite, encoder: Encoder, asked: _Opened, recipe: Recipe, like: Exam | None = None) -> Exam:
     settings = recipe.evaluate
     return Exam(
         suite,
         encoder,
-        tests=tests,
+        tests=asked.tests,
+        window=asked.window,
         max_new_tokens=settings.max_new_tokens,
         tokens_at_once=recipe.train.tokens_per_micro_batch,
         # The likeliest answers are those of any seed.
@@ -310,17 +310,19 @@ def _writing(
 
 
 def _test_side(recipe: Recipe, prepared: Path) -> tuple[list[Conversation], list[str]]:
-    conversations = list(read_conversations(prepared / "test.jsonl"))
-    if not conversations:
+    with (prepared / "test.jsonl").open("rb") as lines:
+        n = sum(1 for _ in lines)
+    if not n:
         raise DataError.of(
             "LU-D070", str(prepared), "the test side is empty", "give more data, or a larger data.split.test_fraction"
         )
     limit = recipe.evaluate.limit
-    if limit is None or len(conversations) <= limit:
-        return conversations, []
-    chosen = sorted(np.random.default_rng(recipe.seed).permutation(len(conversations))[:limit])
-    note = f"evaluate.limit: {limit} of {len(conversations)} test conversations, drawn by seed {recipe.seed}"
-    return [conversations[i] for i in chosen], [note]
+    conversations = read_conversations(prepared / "test.jsonl")
+    if limit is None or n <= limit:
+        return list(conversations), []
+    chosen = {*np.random.default_rng(recipe.seed).permutation(n)[:limit].tolist()}
+    note = f"evaluate.limit: {limit} of {n} test conversations, drawn by seed {recipe.seed}"
+    return [c for i, c in enumerate(conversations) if i in chosen], [note]
 
 
 def compare_answers(

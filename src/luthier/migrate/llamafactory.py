@@ -250,7 +250,9 @@ DATA: Table = {
     **keys(
         "mix_strategy interleave_probs",
         not_supported(
-            "a mixture of data sets by probabilities", "each row is learned from once an epoch", off=(None, "concat")
+            "a mixture of data sets by probabilities",
+            "data.sources: weight says how often a source's rows are met in an epoch",
+            off=(None, "concat"),
         ),
     ),
     **keys(

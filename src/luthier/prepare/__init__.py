@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-from luthier.conversation import SIDES, Conversation, write_conversations
+from luthier.conversation import SIDES, Conversation
+from luthier.encoded import write_side
 from luthier.errors import DataError, printable
 from luthier.files import sha256_of
 from luthier.prepare.audit import Audit, open_audit
@@ -20,7 +21,7 @@ from luthier.prepare.clean import Cleaning
 from luthier.prepare.dedupe import dedupe
 from luthier.prepare.derive import derive
 from luthier.prepare.engine import Engine, engine_for
-from luthier.prepare.noticed import notice
+from luthier.prepare.noticed import long_documents, notice
 from luthier.prepare.page import data_page
 from luthier.prepare.reading import Encoder, Reading, encoded_item
 from luthier.prepare.rows import Item
@@ -36,7 +37,7 @@ __all__ = ["derive", "prepare"]
 
 
 def prepare(recipe: Recipe, folder: Path, out: Path, encoder: Encoder, report: Reporter | None = None) -> AuditReport:
-    """Write train, validation and test `.jsonl`, `rejects.jsonl`, `audit.json` and `data.html` into `out`.
+    """Write train, validation and test, `.jsonl` and `.tokens`, `rejects.jsonl`, `audit.json`, `data.html` into `out`.
 
     `folder` is where the recipe lies; `report` is told how far an augmentation is. Raises DataError: at once for a file
     that cannot be used and for an augmentation that lacks what it needs, with every row's place where more rows are
@@ -79,12 +80,14 @@ def _prepare(
         numbers = _dedupe(rows, numbers, labelled, data, audit, engine)
         numbers = _split(rows, numbers, recipe, audit, engine)
         notice(rows, numbers, data.split.near_duplicate_similarity, recipe.model.new_tokens, audit, engine)
+        long_documents(rows, numbers, encoder.max_tokens, audit)
         looked = Looked(rows, numbers, labelled, recipe.seed, folder, cleaning)
         checked = look(looked, data.checks, audit, cleaning.hiding.text)
         made, records = _augment(rows, numbers, methods, recipe, labelled, encoder, audit, report)
     for side in SIDES:
-        new = [item.conversation for item in made] if side == "train" else []
-        write_conversations(out / f"{side}.jsonl", chain(rows.each(rows.on(side, numbers)), new))
+        new = [(item.conversation, item.tokens) for item in made] if side == "train" else []
+        encoded = ((rows[i], rows.tokens(i)) for i in rows.on(side, numbers).tolist())
+        write_side(out, side, chain(encoded, new), encoder)
     assert len(numbers) + len(made) == audit.steps[-1].n_out
     audited = report_of(format, rows, numbers, made, records, checked, audit, hashes, cleaning)
     audited.write(out / "audit.json")

@@ -27,6 +27,8 @@ ROWS_PER_VALUE = 10
 LISTED_LABELS = 20
 LABELS_SCORED, MIN_JUDGED = 20_000, 200
 """Every label is scored as the answer to every test row: of 77 labels, thousands of rows would take hours."""
+WINDOW, MAX_DOCUMENTS = 1024, 500
+"""Tokens of plain text that are learned at once, and documents that a model is validated and tested on."""
 METRICS: dict[Task, tuple[str, ...]] = {
     # Each is 0 for the commonest label, given always. The first asks base models that write no label at all to choose
     # one, so that format alone does not beat them; the second that the tuned model writes what it would choose.
@@ -50,15 +52,24 @@ def derive(path: Path) -> dict[str, Any]:
         raise _no_good_row(files)
     format = detect(samples, Data(sources=(Source(path=str(path)),)))
     seen = _look(files, format)
-    data = {
-        "sources": [{"path": str(f.path)} | ({"split": f.side} if f.side else {}) for f in files],
+    documents = all(f.kind == "text" for f in files)  # a folder of them is one source
+    data: dict[str, Any] = {
+        "sources": [{"path": str(path.resolve())}]
+        if documents
+        else [{"path": str(f.path)} | ({"split": f.side} if f.side else {}) for f in files],
         "format": format.name,
         "fields": format.fields,
         "clean": [{"use": "dedupe", "similarity": 1.0}],
         "split": {"by": "given" if all(f.side for f in files) or seen.has_sides else "row"},
         "slices": seen.slices(),
     }
-    evaluate: dict[str, Any] = {"max_new_tokens": _max_new_tokens(seen)}
+    evaluate: dict[str, Any] = {}
+    if seen.task == "text":
+        data["max_tokens"] = WINDOW
+        held_out = {"valid_fraction": 0.05, "test_fraction": 0.1}
+        data["split"] |= {side: min(most, round(MAX_DOCUMENTS / seen.n, 6)) for side, most in held_out.items()}
+    else:
+        evaluate["max_new_tokens"] = _max_new_tokens(seen)
     if seen.task == "classification":
         data["system"] = _classify(sorted(seen.answers))
         evaluate["limit"] = max(MIN_JUDGED, LABELS_SCORED // len(seen.answers))
@@ -87,6 +98,7 @@ class Seen:
     n: int = 0
     task: Task = "answer"
     answers: Counter[str] = field(default_factory=Counter)
+    """Not of plain text, of which nobody asks for more."""
     tags: Counter[str] = field(default_factory=Counter)
     values: dict[str, set[object] | None] = field(default_factory=dict)
     """Of each tag; None: too many, or not plain."""
@@ -94,7 +106,8 @@ class Seen:
 
     def add(self, conversation: Conversation) -> None:
         self.n += 1
-        self.answers[conversation.answer] += 1
+        if conversation.prompt:
+            self.answers[conversation.answer] += 1
         self.has_sides = self.has_sides and str(conversation.tags.get("split")).lower() in SIDE_NAMES
         for name, value in conversation.tags.items():
             self.tags[name] += 1

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.conversation import SIDES, Side
+from luthier.documents import n_windows
 from luthier.errors import printable
 from luthier.prepare.audit import Audit
 from luthier.prepare.engine import HERE, Engine
@@ -48,6 +49,15 @@ def tokens(rows: Rows, numbers: Numbers, new_tokens: Sequence[str], audit: Audit
         if not holding[token, "train"]:
             found = f"no training row holds the new token {printable(token)}"
             audit.warn("LU-D107", "model.new_tokens", found, "nothing will be learned of it: check its spelling")
+
+
+def long_documents(rows: Rows, numbers: Numbers, max_tokens: int | None, audit: Audit) -> None:
+    """Into how many windows they are cut; any other row that is too long is rejected."""
+    lengths = rows.n_tokens[numbers].astype(np.int64)
+    if max_tokens and len(longer := lengths[lengths > max_tokens]):
+        n, all_windows = len(longer), int(n_windows(longer, max_tokens).sum())
+        found = f"{n:,} documents of more than {max_tokens:,} tokens ({longer.sum():,} in all)"
+        audit.notes.append(f"{found} are {all_windows:,} windows, each of which begins with the last token before it")
 
 
 class Like(NamedTuple):

@@ -16,6 +16,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any, Protocol
 
 from luthier.conversation import Conversation, Side, by_answer
+from luthier.encoded import packed
 from luthier.errors import DataError, did_you_mean, printable
 from luthier.prepare.audit import Audit, open_audit
 from luthier.prepare.blocks import Block, blocks_of
@@ -45,6 +46,13 @@ class Encoded(Protocol):
 
 
 class Encoder(Protocol):
+    @property
+    def max_tokens(self) -> int | None:
+        """Of a row, and of a document's windows."""
+
+    def fingerprint(self) -> str:
+        """Of all that decides what a conversation becomes."""
+
     def many(self, conversations: Iterable[Conversation]) -> Iterator[Encoded | DataError]:
         """In their order; it may take in conversations ahead of those that it gives back."""
 
@@ -242,6 +250,7 @@ def _understood(
         stage = "understand"
         side = _side_of(row, file, shape.format, data.split.by)
         conversation = shape.format.conversation(row, shape.columns, warn)
+        conversation = _weighted(conversation, file.source)
         stage = "clean"
         conversation = cleaning(conversation)
         personal(conversation, data.personal_data, warn)
@@ -289,7 +298,7 @@ def _items(met: Understood, encoded: Encoded | DataError, encoder: Encoder) -> S
 
 
 def encoded_item(conversation: Conversation, side: Side | None, encoded: Encoded) -> Item:
-    return Item(conversation, side, len(encoded.ids), sum(encoded.learn))
+    return Item(conversation, side, packed(encoded.ids, encoded.learn))
 
 
 def _side_of(row: Row, file: DataFile, format: Format, by: str) -> Side | None:
@@ -303,6 +312,10 @@ def _side_of(row: Row, file: DataFile, format: Format, by: str) -> Side | None:
     if not isinstance(value, str) or value.lower() not in SIDE_NAMES:
         raise Fault("LU-D105", column, f"unknown side {printable(repr(value))}", did_you_mean(str(value), SIDE_NAMES))
     return SIDE_NAMES[value.lower()]
+
+
+def _weighted(conversation: Conversation, source: Source) -> Conversation:
+    return conversation.model_copy(update={"weight": source.weight})
 
 
 def _in_family(conversation: Conversation, by: str) -> Conversation:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from luthier.conversation import Conversation, Side
+from luthier.encoded import Tokens
 from luthier.errors import DataError, printable
 from luthier.prepare.packed import unpacked
 from luthier.strict_json import NotStrict, Why, parse_json
@@ -51,12 +52,19 @@ class Row:
 
 
 class Item(NamedTuple):
-    """A good row: its conversation, its side where one is known, and its length in tokens."""
+    """A good row: its conversation, its side where one is known, and its tokens."""
 
     conversation: Conversation
     side: Side | None
-    n_tokens: int
-    n_learned: int
+    tokens: Tokens
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_learned(self) -> int:
+        return int((self.tokens & 1).sum())
 
 
 class Line(NamedTuple):

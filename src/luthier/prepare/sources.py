@@ -21,6 +21,7 @@ from luthier.prepare.hub import PREFIX, hub_files
 from luthier.prepare.packed import SUFFIXES, packing_of, unpacked
 from luthier.prepare.rows import BOM, Row, Warn, read_csv, read_json, read_jsonl, read_tsv
 from luthier.prepare.tables import read_arrow, read_parquet
+from luthier.prepare.texts import read_text, read_texts
 from luthier.settings import Source, source_path
 
 KINDS = {
@@ -32,6 +33,8 @@ KINDS = {
     ".parquet": "Parquet",
     ".arrow": "Arrow",
     ".feather": "Arrow",
+    ".txt": "text",
+    ".md": "text",
 }
 READERS: dict[str, Callable[..., Iterator[Row]]] = {
     "JSON lines": read_jsonl,
@@ -40,8 +43,10 @@ READERS: dict[str, Callable[..., Iterator[Row]]] = {
     "TSV": read_tsv,
     "Parquet": read_parquet,
     "Arrow": read_arrow,
+    "text": read_text,
+    "texts": read_texts,
 }
-PACKED = ("JSON lines", "JSON", "CSV", "TSV")
+PACKED = ("JSON lines", "JSON", "CSV", "TSV", "text")
 """The kinds that may be compressed: their names end in .gz or .zst, too."""
 SIDE_NAMES: dict[str, Side] = {
     "train": "train",
@@ -139,7 +144,7 @@ def _paths_of(path: Path, source: Source) -> Iterator[tuple[Path, str, Side | No
     inside = sorted(p for p in entries if kind_of_name(p.name) and not p.name.startswith("."))
     for one in inside:
         inner = f"{shown.rstrip('/')}/{printable(one.name, 300)}"
-        yield one, inner, source.split or side_of_name(one.stem)
+        yield one, inner, source.split or side_of_name(one.name)
     if not inside:
         yield path, shown, None
 
@@ -153,9 +158,12 @@ def kind_of_name(name: str) -> str | None:
     return kind if kind in PACKED else None
 
 
-def side_of_name(stem: str) -> Side | None:
-    """`train`, `train_2`, `train-00000-of-00004`, `dev.en` -> the side."""
-    return SIDE_NAMES.get(re.split(r"[._-]", stem.lower())[0])
+def side_of_name(name: str) -> Side | None:
+    """`train.csv`, `train_2.csv`, `train-00000-of-00004.parquet`, `dev.en.jsonl` -> the side.
+
+    Of texts `train.txt` and the like alone: what is called `test-report.md` is a document as others are.
+    """
+    return SIDE_NAMES.get(re.split(r"[.]" if kind_of_name(name) == "text" else r"[._-]", name.lower())[0])
 
 
 def _examine(path: Path, shown: str, side: Side | None, source: Source, named: Path) -> DataFile:
@@ -190,7 +198,10 @@ def _examine(path: Path, shown: str, side: Side | None, source: Source, named: P
         ending = next(suffix for suffix, name in SUFFIXES.items() if name == packing)
         raise DataError.of("LU-D016", shown, f"holds {packing}", f"rename it: {printable(path.name, 300)}{ending}")
     _refuse_archives(head, shown, packing is not None)
-    return DataFile(path.absolute(), shown, side, source, _kind(path, shown, head), _stamp(status))
+    kind = _kind(path, shown, head)
+    if kind == "text" and (path == named or side_of_name(path.name)):
+        kind = "texts"
+    return DataFile(path.absolute(), shown, side, source, kind, _stamp(status))
 
 
 def _refuse_archives(head: bytes, shown: str, packed: bool) -> None:
@@ -214,16 +225,18 @@ def _kind(path: Path, shown: str, head: bytes) -> str:
     if named == "JSON" and found == "JSON lines":
         return found
     fits = found == named or (found == "text" and named in ("CSV", "TSV"))
+    if named == "text" and found in ("JSON lines", "JSON", "a single JSON object"):  # or text with brackets in it
+        fits = not head.removeprefix(BOM).lstrip().startswith((b'{"', b'[{"'))
     if named is None or not fits:
         endings = ", ".join(ending for ending, kind in KINDS.items() if kind == found)
-        advice = f"rename it: {endings}" if found in READERS else ""
+        advice = f"rename it: {endings}" if found in READERS and found != "text" else ""
         what = f"holds {found}, not {named}" if named else f"holds {found}; its name says nothing"
         raise DataError.of("LU-D016", shown, what, advice or f"data files are {', '.join(KINDS)}")
     return named
 
 
 def _sniff(head: bytes) -> str:
-    """What the first bytes look like: a kind of READERS, an archive, `text` or `binary`."""
+    """What the first bytes look like: a kind of READERS, an archive, or `binary`."""
     for magic, name in MAGIC.items():
         if head.startswith(magic):
             return name

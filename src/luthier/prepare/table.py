@@ -1,4 +1,4 @@
-"""The good rows: each conversation a line of a file, and what the steps compare of it as numbers in memory.
+"""The good rows: each conversation a line of a file with its tokens behind it, and what the steps compare as numbers.
 
 A row takes 66 bytes of memory, however long it is. The rows of each block of data lie in a file of their own. Steps
 speak of rows by number, and give back the numbers that they leave; only `side` is changed. Hashes stand for texts: of
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.conversation import SIDES, Conversation, Message, Side
+from luthier.encoded import NO_TOKENS, Tokens
 from luthier.similar import normalised
 
 Numbers = NDArray[np.int64]
@@ -65,15 +66,15 @@ class Rows:
     def of(cls, conversations: Iterable[Conversation], side: Side | None = None) -> Rows:
         rows = cls()
         for conversation in conversations:
-            rows.append(conversation, side, 0, 0)
+            rows.append(conversation, side)
         return rows
 
-    def append(self, conversation: Conversation, side: Side | None, n_tokens: int, n_learned: int) -> None:
+    def append(self, conversation: Conversation, side: Side | None, tokens: Tokens = NO_TOKENS) -> None:
         line = conversation.model_dump_json(exclude_defaults=True).encode("utf-8", "surrogatepass")
-        self._written += self._file.write(line + b"\n")
+        self._written += self._file.write(line + b"\n") + self._file.write(tokens.data)
         self._ends.append(self._written)
         self._side.append(SIDES.index(side) if side else NO_SIDE)
-        self._tokens.extend((n_tokens, n_learned))
+        self._tokens.extend((len(tokens), int((tokens & 1).sum())))
         key = turns(conversation.messages)
         exact = _digest("\2".join((_joined(key), _joined(turns(conversation.rejected)), beside(conversation))), 16)
         asked = _joined(key[:-1])
@@ -110,10 +111,24 @@ class Rows:
         return len(self._ends)
 
     def __getitem__(self, i: int) -> Conversation:
+        return _read(self._opened_at(i), *self._line(i))
+
+    def tokens(self, i: int) -> Tokens:
+        """What the row was encoded to."""
+        file = self._opened_at(i)
+        file.seek(self._line(i)[1])
+        return np.frombuffer(file.read(self._tokens[2 * i] * NO_TOKENS.itemsize), dtype=np.uint32)
+
+    def _opened_at(self, i: int) -> BinaryIO:
         n = bisect_right(self._firsts, i) - 1
         if n != self._opened[0]:
             self._opened = n, self._paths[n].open("rb") if n else self._file
-        return _read(self._opened[1], self._ends[i - 1] if i > self._firsts[n] else 0, self._ends[i])
+        return self._opened[1]
+
+    def _line(self, i: int) -> tuple[int, int]:
+        """Where it begins and ends in its file."""
+        start = 0 if i == self._firsts[self._opened[0]] else self._ends[i - 1]
+        return start, self._ends[i] - self._tokens[2 * i] * NO_TOKENS.itemsize
 
     def pieces(self, numbers: Numbers) -> Iterator[Piece]:
         """The rows, in whichever order, by the files that they lie in."""
@@ -126,7 +141,7 @@ class Rows:
         for at in np.split(by_file, np.flatnonzero(np.diff(file[by_file])) + 1):
             n, some = int(file[at[0]]), numbers[at]
             starts = np.where(some == firsts[n], np.uint64(0), ends[some - 1])
-            yield Piece(self._paths[n], starts, ends[some], at)
+            yield Piece(self._paths[n], starts, ends[some] - self.n_tokens[some] * np.uint64(NO_TOKENS.itemsize), at)
 
     def each(self, numbers: Sequence[int] | Numbers) -> Iterator[Conversation]:
         return (self[int(i)] for i in numbers)

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 
 from luthier.conversation import Role, Side
 from luthier.settings.augment import AugmentUse
-from luthier.settings.section import Count, Fraction, Section, Use, located
+from luthier.settings.section import Count, Fraction, Positive, Section, Use, located
 
 FormatName = Literal["auto", "messages", "preference", "rated", "prompt_completion", "classification", "text", "tokens"]
 
@@ -26,6 +26,9 @@ class Source(Section):
     """None: `data.format`. Sources may differ: chats to learn from, and general texts to replay against forgetting."""
     fields: dict[str, str] | None = None
     """None: `data.fields`."""
+    weight: Positive = 1.0
+    """How often each of its training rows is met in an epoch: 2 is twice; 0.25 is a quarter of them, and in the next
+    epoch another one. So much of the mix is of this source: its rows times its weight."""
 
 
 class Cleaner(Use):
@@ -120,8 +123,12 @@ class Data(Section):
     limit: Count | None = None
     """At most this many conversations a side, drawn by seed; said in the report."""
     max_tokens: Count | None = None
-    """A longer conversation is rejected, never cut. None: the base model's context window, less the
-    virtual tokens of `model.adapt`."""
+    """A longer conversation is rejected, never cut; a longer plain text is learned in windows of so many. None: the
+    base model's context window, less the virtual tokens of `model.adapt`."""
+    documents: Literal["separate", "joined"] = "separate"
+    """How plain texts are learned: each by itself, so that none sees another though they are packed into one forward
+    pass; or one after the other, with their end tokens between them, in full windows of `max_tokens` across which
+    attention goes. Validation and test are separate in any case."""
     split: Split = Split()
     """How each row gets its side."""
     slices: Annotated[tuple[str, ...], Field(strict=False)] = ()

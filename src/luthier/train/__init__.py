@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from luthier.adapt import adapt, trainable
-from luthier.conversation import read_conversations
 from luthier.decoder import Decoder
+from luthier.documents import examples_of
 from luthier.encode import Encoder
-from luthier.encoded import remembered
+from luthier.encoded import read_side
 from luthier.errors import DataError, RecipeError, RunError
 from luthier.files import fresh_folder
 from luthier.joined import adapter_in, add, join, read_adapter
@@ -146,24 +146,11 @@ def repeatable() -> None:
 def read_data(recipe: Recipe, prepared: Path, tokenizer: object, share: bool, world: World = ALONE) -> StepData:
     """The training and validation sides, encoded. Raises DataError LU-D070 where one is empty."""
     encoder = Encoder(tokenizer, recipe.data.max_tokens, recipe.model.new_tokens)
-    without = left_out(recipe.data.augment)
-    with remembered(encoder):
-        sides = {
-            side: encoder.all(read_conversations(prepared / f"{side}.jsonl", without))
-            for side in ("train", "validation")
-        }
-    for side, examples in sides.items():
-        if not examples:
-            raise DataError.of(
-                "LU-D070",
-                str(prepared),
-                f"the {side} side is empty",
-                "give more data, or a larger fraction in data.split",
-            )
+    train = read_side(prepared, "train", encoder, left_out(recipe.data.augment))
     settings = recipe.train
-    return StepData(
-        sides["train"],
-        sides["validation"],
+    data = StepData(
+        examples_of(train, joined=recipe.data.documents == "joined", seed=recipe.seed),
+        examples_of(read_side(prepared, "validation", encoder)),
         settings.epochs,
         settings.examples_per_step,
         settings.tokens_per_micro_batch,
@@ -172,6 +159,11 @@ def read_data(recipe: Recipe, prepared: Path, tokenizer: object, share: bool, wo
         world.rank,
         world.size,
     )
+    for side, n in (("train", data.n_steps), ("validation", len(data.validation))):
+        if not n:
+            advice = "give more data, or a larger fraction in data.split"
+            raise DataError.of("LU-D070", str(prepared), f"the {side} side is empty", advice)
+    return data
 
 
 def _check_space(parameters: dict[str, nn.Parameter], settings: Train, out: Path) -> None:
@@ -201,7 +193,7 @@ def _check_one_micro_batch(data: StepData, world: World) -> None:
     if world.size > 1:
         found = f"each of the {world.size} processes has a part of a gradient, which must be summed before it is used"
         raise RecipeError.of("LU-R017", "train.update_in_backward", found, "one process, or leave it out")
-    n, step = max((len(data.groups(step)), step) for step in range(data.n_steps))
+    n, step = data.most_groups()
     if n > 1:
         raise RecipeError.of(
             "LU-R017",
@@ -214,13 +206,12 @@ def _check_one_micro_batch(data: StepData, world: World) -> None:
 def make_plan(recipe: Recipe, data: StepData) -> Plan:
     settings = recipe.train
     how = recipe.model.adapt
-    steps_per_epoch = math.ceil(len(data.train) / settings.examples_per_step)
     return Plan(
         n_steps=data.n_steps,
         learning_rate=lambda fraction: learning_rate(settings, fraction),
         seed=recipe.seed,
         max_grad_norm=settings.max_grad_norm,
-        validate_every=max(steps_per_epoch // settings.checks_per_epoch, 1),
+        validate_every=max(data.steps_per_epoch // settings.checks_per_epoch, 1),
         patience=settings.early_stopping.patience_checks if settings.early_stopping else None,
         save_every_s=settings.save_every_s,
         max_s=settings.max_minutes * 60 if settings.max_minutes else None,

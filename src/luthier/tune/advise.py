@@ -130,9 +130,9 @@ class _Plan:
     @classmethod
     def of(cls, data: StepData, recipe: Recipe) -> _Plan:
         """From some steps of the first epoch, and the one with the longest example."""
-        first = math.ceil(len(data.train) / data.examples_per_step)
+        first = data.steps_per_epoch
         spread = {i * first // SAMPLED_STEPS for i in range(SAMPLED_STEPS)}
-        longest = max(range(first), key=lambda step: max(len(e.ids) for e in data.examples(step)))
+        longest = max(range(first), key=lambda step: data.lengths[data.numbers(step)].max())
         steps = [_micro_batches(data.examples(step), recipe) for step in sorted({*spread, longest})]
         valid = sum(_size(group) for group in _micro_batches(data.validation, recipe))
         return cls(

@@ -184,17 +184,18 @@ def _first(conversations: Sequence[Conversation], fraction: float, seed: int) ->
 
 
 def _write(nest: Nest, side: Side, name: str, conversations: Sequence[Conversation]) -> Iterator[Source]:
-    """A file and its source for each kind of row among them. Its name and folder say what is in it."""
-    rows: dict[FormatName, list[Conversation]] = defaultdict(list)
+    """A file and its source for each kind and weight of row among them. Its name and folder say what is in it."""
+    rows: dict[tuple[FormatName, float], list[Conversation]] = defaultdict(list)
     for c in conversations:
-        rows[_kind(c, nest.audit)].append(c)
-    for kind, found in sorted(rows.items()):
-        path = nest.folder / "data" / f"{name}.{kind}.jsonl"
+        rows[_kind(c, nest.audit), c.weight].append(c)
+    for (kind, weight), found in sorted(rows.items()):
+        weighted = "" if weight == 1 else f"-{weight:g}"
+        path = nest.folder / "data" / f"{name}{weighted}.{kind}.jsonl"
         if not path.is_file():
             lines = (json.dumps(_row(c, kind), ensure_ascii=False) + "\n" for c in found)
             write_atomically(path, "".join(lines).encode())
         shown = os.path.relpath(path.resolve(), nest.origin)
-        yield Source(path=shown, split=side, format=kind, fields=FIELDS[kind])
+        yield Source(path=shown, split=side, format=kind, fields=FIELDS[kind], weight=weight)
 
 
 def _kind(conversation: Conversation, audit: AuditReport) -> FormatName:

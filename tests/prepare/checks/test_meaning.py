@@ -35,7 +35,7 @@ def laid(
     for side, texts in sides:
         for n, (asked, answer) in enumerate(texts):
             said = [Message(role="user", content=asked), Message(role="assistant", content=answer)]
-            rows.append(make_conversation(said, f"{side}:{n}", family=family or None), side, 0, 0)
+            rows.append(make_conversation(said, f"{side}:{n}", family=family or None), side)
     return Looked(rows, rows.numbers, labelled, 7, folder)
 
 
