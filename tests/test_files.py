@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import io
 import os
 import subprocess
@@ -162,9 +163,25 @@ def test_a_folder_that_could_not_be_filled_changes_nothing(tmp_path: Path) -> No
     with pytest.raises(ZeroDivisionError), fresh_folder(folder) as building:
         fill(building, NEW)
         raise ZeroDivisionError
-    assert files_in(folder) == OLD
+    assert files_in(folder) == OLD and [p.name for p in tmp_path.iterdir()] == ["model"]
     build(folder)
     assert files_in(folder) == NEW
+
+
+def test_what_a_disk_refuses_is_an_os_error_whoever_writes(tmp_path: Path) -> None:
+    import resource
+
+    import torch
+    from safetensors.torch import save_file
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError) as error, fresh_folder(tmp_path / "model") as building:
+            save_file({"weight": torch.zeros(10_000)}, building / "model.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.errno == errno.EFBIG and not list(tmp_path.iterdir())
 
 
 def test_every_file_and_folder_is_durable_before_the_folder_has_its_name(tmp_path: Path) -> None:

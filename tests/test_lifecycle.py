@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier import finished, lifecycle
+from luthier import finished, kept, lifecycle
 from luthier.errors import LuthierError, RunError
 from luthier.records import EvalReport, RunRecord
 from luthier.store import stage_record
@@ -258,12 +258,12 @@ def test_a_second_process_is_refused(project: Path) -> None:
 def test_a_half_finished_training_refuses_another_base(project: Path, tmp_path: Path) -> None:
     done, _ = run(project)
     train = done.folder / "train"
-    start = json.loads((train / "start.json").read_text())
+    start = json.loads(kept.read(train / "start.json") or b"")
     (train / "record.json").unlink()
-    (train / "start.json").write_text(json.dumps(start | {"base": "another"}))
+    kept.write(train / "start.json", json.dumps(start | {"base": "another"}).encode())
     with pytest.raises(RunError, match="LU-U004 .*was started with another base"):
         run(project)
-    (train / "start.json").write_text(json.dumps(start | {"versions": {"torch": "1.0"}}))
+    kept.write(train / "start.json", json.dumps(start | {"versions": {"torch": "1.0"}}).encode())
     _, said = run(project)
     assert any("not exact any more" in line for line in said.lines)
 
@@ -362,11 +362,13 @@ def test_what_cannot_be_judged_stops_before_training(project: Path) -> None:
 
 def test_a_runs_own_recipe_that_has_changed_is_not_run(project: Path) -> None:
     done = lifecycle.run(project / "recipe.yaml", workspace=project / "runs", until="prepare")
-    kept = done.folder / "recipe.yaml"
-    kept.write_text(kept.read_text().replace("seed: 3", "seed: 7"))
+    recipe = done.folder / "recipe.yaml"
+    before = recipe.read_bytes()
+    recipe.write_bytes(before.replace(b"seed: 3", b"seed: 7"))
     with pytest.raises(RunError, match=r"LU-U047 .*recipe\.yaml"):
         lifecycle.run(done.folder, until="prepare")
-    run(project)  # which knows its recipe
+    lifecycle.run(project / "recipe.yaml", workspace=project / "runs", until="prepare")  # which knows it
+    assert recipe.read_bytes() == before
 
 
 def test_a_run_whose_files_are_damaged_is_said(project: Path) -> None:
@@ -399,8 +401,15 @@ def test_a_run_whose_files_are_damaged_is_said(project: Path) -> None:
 
 def test_a_training_whose_beginning_is_not_known_is_said(project: Path) -> None:
     done = lifecycle.run(project / "recipe.yaml", workspace=project / "runs", until="prepare")
-    (done.folder / "train").mkdir()
-    (done.folder / "train" / "start.json").write_text("")
+    start = done.folder / "train" / "start.json"
+    start.parent.mkdir()
+    kept.write(start, b'{"base": "5ac", "seed": 3}')
+    for content in (b"", start.read_bytes().replace(b"5ac", b"5ab")):  # a bit of another base is no other base
+        start.write_bytes(content)
+        with pytest.raises(RunError, match=r"LU-U004 .*start.json: does not say"):
+            run(project)
+    start.unlink()
+    (start.parent / "checkpoints").mkdir()  # of whatever they are
     with pytest.raises(RunError, match=r"LU-U004 .*start.json: does not say"):
         run(project)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -93,19 +94,27 @@ def building_of(folder: Path) -> Path:
 def fresh_folder(folder: Path) -> Iterator[Path]:
     """A new folder to fill, renamed to `folder` on success; an earlier one of that name is replaced.
 
-    Crashes see the old folder or the new one; between the two renames that replace one, none.
+    Crashes see the old folder or the new one; between the two renames that replace one, none. What a disk refuses is
+    an OSError, whoever writes, and leaves nothing.
     """
     building = building_of(folder)
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    yield building
-    reach("write")
-    for path in (*building.rglob("*"), building):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with path.open("rb") as file:
-                _sync(file.fileno())
+    try:
+        yield building
+        reach("write")
+        for path in (*building.rglob("*"), building):
+            if path.is_dir():
+                sync_folder(path)
+            else:
+                with path.open("rb") as file:
+                    _sync(file.fileno())
+    except Exception as error:
+        shutil.rmtree(building, ignore_errors=True)
+        if of_disk := re.search(r"\(os error (\d+)\)", str(error)):  # as safetensors and tokenizers say it
+            number = int(of_disk[1])
+            raise OSError(number, os.strerror(number)) from error
+        raise
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():  # moved aside first: a deletion that is cut short would leave half of it

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from luthier import keys
+from luthier import kept, keys
 from luthier import recipe as recipes
 from luthier.errors import RunError
 from luthier.files import write_atomically
@@ -164,9 +164,9 @@ def _augmented(work: _Work) -> _Work:
     if all(use.keep != "if_it_helps" for use in uses):
         return work
     _do(work, "augment")
-    kept = KeptAugmentation.read(work.folder / "augment" / "kept.json").kept
+    chosen = KeptAugmentation.read(work.folder / "augment" / "kept.json").kept
     decided = tuple(
-        use.model_copy(update={"keep": "always" if name in kept else "never"}) if use.keep == "if_it_helps" else use
+        use.model_copy(update={"keep": "always" if name in chosen else "never"}) if use.keep == "if_it_helps" else use
         for name, use in zip(names_of(uses), uses, strict=True)
     )
     data = work.recipe.data.model_copy(update={"augment": decided})
@@ -378,15 +378,13 @@ def _check_same_inputs(work: _Work, out: Path) -> None:
     """A half-finished training may only go on from what it started with. Raises RunError LU-U004."""
     start = out / "start.json"
     inputs = _inputs(work, "train")
-    if not start.is_file():
-        write_atomically(start, json.dumps(inputs, indent=1).encode())
+    if not start.is_file() and not (out / "checkpoints").is_dir():
+        kept.write(start, json.dumps(inputs, indent=1).encode())
         return
-    try:
-        before = dict(json.loads(start.read_bytes()))
-    except (ValueError, TypeError):
-        advice = f"delete {out} to train anew"
-        raise RunError.of("LU-U004", str(start), "does not say what it was started with", advice) from None
-    changed = keys.difference(before, inputs)
+    if (before := kept.read(start)) is None:
+        found = "does not say any more what the training was started with"
+        raise RunError.of("LU-U004", str(start), found, f"delete {out} to train anew")
+    changed = keys.difference(json.loads(before), inputs)
     if changed == "versions":
         work.report.say("train: package versions changed since it was started; what follows is not exact any more")
     elif changed:

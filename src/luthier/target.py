@@ -103,14 +103,18 @@ def folder_of(recipe: Recipe, origin: Path, workspace: Path) -> Path:
 
 
 def keep_recipe(recipe: Recipe, origin: Path, folder: Path) -> None:
-    """The recipe as it was first run, and where it lies now."""
-    written = (folder / "run.json").is_file()
-    if not written:
-        write_atomically(folder / "recipe.yaml", recipes.to_yaml(recipe).encode())
+    """The recipe as it was first run, or as it is now if that has been damaged, and where it lies now."""
+    kept, path = folder / "recipe.yaml", folder / "run.json"
+    try:
+        whole = json.loads(path.read_bytes())["recipe"] == sha256_of(kept)
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        write_atomically(kept, recipes.to_yaml(recipe).encode())
     where = str(origin.resolve())  # which changes when a project is moved
-    record = json.dumps({"origin": where, "recipe": sha256_of(folder / "recipe.yaml")}).encode() + b"\n"
-    if not written or (folder / "run.json").read_bytes() != record:
-        write_atomically(folder / "run.json", record)
+    record = json.dumps({"origin": where, "recipe": sha256_of(kept)}).encode() + b"\n"
+    if not whole or path.read_bytes() != record:
+        write_atomically(path, record)
         sync_folder(folder)
 
 

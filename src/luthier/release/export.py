@@ -11,6 +11,7 @@ from torch import Tensor
 
 from luthier.bottleneck import is_bottleneck
 from luthier.errors import Stopped
+from luthier.files import fresh_folder
 from luthier.models import Base, load_model, load_tokenizer, quiet_transformers
 from luthier.saved import is_adapter, load_adapted, load_merged
 
@@ -32,8 +33,9 @@ def export(
     parity = {"adapter" if is_adapter(trained) else "model": _gap(_reloaded(base, trained), prompts, expected)}
     if "merged" in kinds and is_adapter(trained):
         merged = load_merged(load_model(base, torch.device("cpu"), torch.float32), trained)
-        merged.save_pretrained(out / "merged")  # type: ignore[operator]
-        load_tokenizer(base).save_pretrained(out / "merged")
+        with fresh_folder(out / "merged") as building:
+            merged.save_pretrained(building)  # type: ignore[operator]
+            load_tokenizer(base).save_pretrained(building)
         parity["merged"] = _gap(_plain(out / "merged"), prompts, expected)
     for kind, gap in parity.items():
         allowed = MERGE_TOLERANCE if kind == "merged" else 0.0
