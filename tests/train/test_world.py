@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from together import ALONE, steps
+from together import ADAPT, ALONE, steps
 from torch import Tensor
 
 from luthier.launch import Launch, launch
@@ -29,8 +29,8 @@ def test_processes_learn_what_one_does(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(SCRIPT.parent), str(SCRIPT.parents[1])]))
-    launch(Launch(nproc=size), [str(SCRIPT), str(tiny), str(tmp_path), way, "lora", "full"])
-    for how in ("lora", "full"):
+    launch(Launch(nproc=size), [str(SCRIPT), str(tiny), str(tmp_path), way, *ADAPT])
+    for how in ADAPT:
         alone = steps(tiny, how, ALONE)
         found = torch.load(tmp_path / f"{how}-{way}-{size}.pt", weights_only=True)
         assert gap(found["gradient"], alone["gradient"]) < 1e-6

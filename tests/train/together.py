@@ -32,7 +32,7 @@ from luthier.train.shards import Shards, shard
 from luthier.train.terms import CrossEntropy
 from luthier.train.world import ALONE, Replicas, World, joined
 
-ADAPT: dict[str, Any] = {"lora": Lora(rank=2), "full": Full(method="full")}
+ADAPT: dict[str, Any] = {"lora": Lora(rank=2), "full": Full(method="full"), "recomputed": Full(method="full")}
 STEPS = 20
 
 
@@ -63,6 +63,7 @@ def steps(tiny: Path, how: str, world: World) -> dict[str, dict[str, Tensor]]:
         norm.forward = partial(in_full, norm)  # the family's computes in float32, and Adam makes steps of its rounding
     decoder = Decoder(model)
     decoder.own_layers("so that both ways compute the same")
+    decoder.recompute = 2 if how == "recomputed" else 0
     if world.sharded:
         shard(decoder, torch.device("cpu"), None)
     encoder = Encoder(load_tokenizer(base))
