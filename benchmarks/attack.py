@@ -30,7 +30,7 @@ from prepare.attack.rounds import attack
 from luthier.tiny import write_tiny_model
 
 PART = 1000
-"""Cases are drawn by one seed; fewer are unlike each other."""
+"""Cases of one seed: drawn, and judged before those of the next are."""
 
 
 def main() -> int:

@@ -27,7 +27,7 @@ from statistics import fmean
 
 import numpy as np
 
-from luthier.clusters import k_means
+from luthier.clusters import k_means, telling
 from luthier.conversation import Message, make_conversation
 from luthier.embed import embed
 from luthier.prepare.checks import coverage as check
@@ -71,7 +71,7 @@ def by_shares(requests: Sequence[Row], train: Sequence[Row], seed: int) -> list[
         low, high = wilson(asked, len(of), level)[0], wilson(learned, len(nearest), level)[1]
         if p - q > ((p - low) ** 2 + (high - q) ** 2) ** 0.5:
             inside = [bag for bag, t in zip(bags, of, strict=True) if t == topic]
-            found.append(stands_for(check._name(inside, counts, len(bags)), requests))
+            found.append(stands_for(telling(inside, counts, len(bags), check.NAME_WORDS), requests))
     return found
 
 

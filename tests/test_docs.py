@@ -36,6 +36,13 @@ def test_the_tables_of_peers_keys_are_written_from_the_rules(make: ModuleType) -
         assert not [name for name in peer.table if f"`{name}`" not in table]
 
 
+def test_every_code_of_a_bad_file_or_row_is_described() -> None:
+    code, room = re.compile(r"LU-D0[0-5]\d"), ROOT / "src" / "luthier" / "prepare"
+    raised = {found for path in room.glob("*.py") for found in code.findall(path.read_text(encoding="utf-8"))}
+    said = code.findall((ROOT / "docs" / "data.md").read_text(encoding="utf-8"))
+    assert len(raised) > 50 and not raised.difference(said)
+
+
 def test_every_setting_is_described() -> None:
     rows = re.findall(r"^\| `.*", (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8"), flags=re.M)
     assert rows and not [row for row in rows if row.endswith("|  |") and not row.startswith("| `method`")]

@@ -63,7 +63,8 @@ def test_the_smallest_recipe_has_the_documented_defaults(tmp_path: Path) -> None
     assert recipe.seed == 0
     assert recipe.model.base == "smollm2-135m-instruct" and recipe.model.adapt == Lora()
     assert (recipe.train.epochs, recipe.train.examples_per_step, recipe.train.learning_rate) == (3, 16, None)
-    assert (recipe.data.max_rejected_fraction, recipe.data.format) == (0.01, "auto")
+    assert (recipe.data.bad_rows, recipe.data.max_rejected_fraction) == ("quarantine", 0.01)
+    assert recipe.data.format == "auto"
     assert (recipe.data.split.valid_fraction, recipe.data.split.test_fraction) == (0.05, 0.10)
     assert recipe.train.early_stopping and recipe.train.early_stopping.patience_checks == 3
     assert recipe.evaluate.metrics == () and recipe.evaluate.confidence == 0.95

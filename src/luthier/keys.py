@@ -44,7 +44,8 @@ def stage_inputs(stage: str, recipe: Recipe, origin: Path, run: Path, base: str)
     if stage == "prepare":
         return {
             **common,
-            "data": _dump(recipe.data),
+            "data": _question(recipe)["data"],
+            **({"bad rows": "stop"} if recipe.data.bad_rows == "strict" else {}),
             "new_tokens": list(recipe.model.new_tokens),
             "virtual_tokens": recipe.model.virtual_tokens,  # which leave less of the context window
             "files": _source_hashes(recipe, origin),
@@ -169,8 +170,8 @@ def _of_judge(judge: Judge, origin: Path) -> list[str]:
 
 
 def _question(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without what changes no result: where its data is prepared."""
-    return recipe.model_dump(mode="json", exclude={"prepare"})
+    """The recipe without what changes no result: where its data is prepared, and whether a bad row stops that."""
+    return recipe.model_dump(mode="json", exclude={"prepare": True, "data": {"bad_rows"}})
 
 
 def _dump(section: Any) -> dict[str, Any]:

@@ -203,7 +203,7 @@ tokens: [<order>, </order>]
         {
             "train.examples_per_step": 32,
             "data.clean.0.similarity": 1.0,
-            "data.max_rejected_fraction": 0,
+            "data.bad_rows": "strict",
             "data.system": "Be brief.",
             "model.new_tokens": ("<order>", "</order>"),
             "data.sources.1.path": "data/b.jsonl",

@@ -13,6 +13,7 @@ import pytest
 
 from luthier.errors import DataError
 from luthier.prepare import rows, sources
+from luthier.settings import Data
 
 from .lines import GOOD, Prepared, chat, encode_words, run
 
@@ -156,9 +157,28 @@ def test_above_the_fraction_the_run_stops_and_says_where(prepare_lines: Lines, t
     assert len((tmp_path / "out" / "rejects.jsonl").read_text().splitlines()) == 2
 
 
-def test_zero_is_strict(prepare_lines: Lines) -> None:
-    with pytest.raises(DataError, match="LU-D110"):
-        prepare_lines("{", good=GOOD * 100, max_rejected_fraction=0.0)
+def test_strict_stops_at_one_row_in_five_hundred_once_all_are_counted(prepare_lines: Lines, tmp_path: Path) -> None:
+    bad = ["{", *["5"] * 12]
+    with pytest.raises(DataError) as caught:
+        prepare_lines(*bad, good=GOOD * 100, bad_rows="strict")
+    first, *others = caught.value.problems
+    assert first.code == "LU-D110" and "13 of 513 rows" in first.found and "LU-D010 12 times" in first.found
+    assert "data.bad_rows is strict" in first.found and "rejects.jsonl" in first.advice
+    assert [p.code for p in others] == ["LU-D001", *["LU-D010"] * 9]
+    kept = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert [one["raw"] for one in kept] == bad
+    assert prepare_lines(good=GOOD * 100, bad_rows="strict").report.sides["train"] == 500
+
+
+def test_a_quarantine_is_told_of(prepare_lines: Lines) -> None:
+    report = prepare_lines("{", good=GOOD * 20, max_rejected_fraction=0.01).report
+    assert [note for note in report.notes if note.startswith("1 of 101 rows are rejected (0.99%)")]
+    assert report.counts["LU-D001"] == 1 and report.sides["train"] == 100
+
+
+def test_no_bad_row_has_one_spelling() -> None:
+    with pytest.raises(ValueError, match="bad_rows: strict"):
+        Data(sources=({"path": "x.jsonl"},), max_rejected_fraction=0)  # type: ignore[arg-type]
 
 
 def utf_16(path: Path) -> None:

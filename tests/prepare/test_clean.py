@@ -287,7 +287,7 @@ def test_no_error_shows_a_value(tmp_path: Path) -> None:
     for value in SECRETS.values():
         value = f"https://{value}@h.example/" if ":" in value else value
         for row in secret_rows(value):
-            for lines, more in (([*GOOD, row], {"max_rejected_fraction": 0.0}), ([row], {"slices": ["customr"]})):
+            for lines, more in (([*GOOD, row], {"bad_rows": "strict"}), ([row], {"slices": ["customr"]})):
                 (tmp_path / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
                 try:
                     run(tmp_path, sources=[{"path": "data.jsonl"}], clean=["strip_html", "redact"], **more)

@@ -190,6 +190,13 @@ def test_split_by_a_column_keeps_its_values_together(prepare_lines: Lines, colum
     assert prepared.all()[0].family.startswith(f"{column}=c")
 
 
+def test_rows_of_which_the_column_says_nothing_are_no_family(prepare_lines: Lines) -> None:
+    good = [chat(f"How much is {i} of {i * 3}?", f"It is {i}.", customer=f"c{i % 7}") for i in range(70)]
+    nobody = [chat(f"Is it {n}?", "No.", customer=n) for n in ("", None)]
+    prepared = prepare_lines(*nobody, good=good, split={"by": "customer"})
+    assert [r["code"] for r in prepared.rejects()] == ["LU-D025"] * 2
+
+
 def test_dedupe_drops_copies_and_near_copies_but_not_other_answers(prepare_lines: Lines) -> None:
     long = "I would like to know where my order of two green kettles from last week has gone"
     lines = [

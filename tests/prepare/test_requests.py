@@ -31,9 +31,10 @@ def chat(text: str, *answers: str) -> dict[str, object]:
         lambda at: write(at, "log.jsonl", *({"text": text, "channel": "mail"} for text in ASKED)),
         lambda at: write(at, "log.jsonl", *({"question": text, "answer": "It is."} for text in ASKED)),
         lambda at: write(at, "log.jsonl", chat(ASKED[0]), chat(ASKED[1], "It is.")),
+        lambda at: write(at, "log.jsonl", *({"conversations": [{"from": "human", "value": text}]} for text in ASKED)),
         lambda at: write(at, "log.csv", "query,channel", *(f"{text},mail" for text in ASKED)),
     ],
-    ids=["txt", "prompts", "texts", "pairs", "chats", "csv"],
+    ids=["txt", "prompts", "texts", "pairs", "chats", "ShareGPT", "csv"],
 )
 def test_shapes(shape: object, tmp_path: Path) -> None:
     found, notes = read_requests(shape(tmp_path), tmp_path)  # type: ignore[operator]

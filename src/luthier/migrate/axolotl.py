@@ -254,7 +254,7 @@ def _excess(value: str, view: View) -> Fate:
     if value == "truncate":
         return Fate("not_supported", "longer rows were cut; here they are rejected: raise data.max_tokens")
     if value == "raise":
-        return Fate("carried", "one longer row stops the run", {"data.max_rejected_fraction": 0.0})
+        return Fate("carried", "one longer row stops the run", {"data.bad_rows": "strict"})
     return Fate("no_effect", "as here")
 
 
@@ -339,7 +339,7 @@ MAIN: Table = {
     "dataset_exact_deduplication": Rule(flag, "`data.clean`: dedupe", _duplicates),
     "sequence_len": carried("data.max_tokens", whole, too_long(cut=False), default=512),
     "excess_length_strategy": Rule(
-        text, "drop: as here; raise: `data.max_rejected_fraction: 0`; truncate is not supported", _excess
+        text, "drop: as here; raise: `data.bad_rows: strict`; truncate is not supported", _excess
     ),
     "sample_packing": packing(),
     "streaming": STREAMED,

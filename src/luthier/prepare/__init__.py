@@ -72,7 +72,7 @@ def _prepare(
     with opened(data.augment, folder, recipe.seed, labelled) as methods:  # before the rows: what is missing is said now
         with open_audit(out / "rejects.jsonl", cleaning.hiding) as audit:
             n_read = reading.into(rows := Rows(), cleaning, encoder, audit, engine)
-            audit.check_rejected(n_read, data.max_rejected_fraction)
+            audit.check_rejected(n_read, data)
         if reading.tags:
             shown = ", ".join(printable(cleaning.hiding.text(tag)) for tag in reading.tags)
             audit.notes.append(f"columns kept as tags, not shown to the model: {shown}")

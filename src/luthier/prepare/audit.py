@@ -1,7 +1,7 @@
 """The audit: what was read, rejected, dropped and noticed. Nothing vanishes uncounted.
 
 Rejected rows go to `rejects.jsonl` as they are met, with their raw text; findings are counted by code and
-the first few of each are kept. This module judges nothing but the fraction of rejected rows.
+the first few of each are kept. This module judges nothing but whether too many rows were rejected.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Protocol, TextIO, TypeVar
 from luthier.errors import DataError, Problem, printable
 from luthier.prepare.rows import Fault, Row
 from luthier.records import Finding, Severity, Step
+from luthier.settings import Data
 
 T = TypeVar("T")
 KEPT_OF_EACH = 5
@@ -118,19 +119,24 @@ class Audit:
         counts = {"dropped": dict(sorted(dropped.items())), "made": dict(sorted(made.items()))}
         self.steps.append(Step(name=name, n_in=n_in, n_out=n_out, **counts))
 
-    def check_rejected(self, n_read: int, allowed: float) -> None:
-        """Raise DataError LU-D110 (too many rows rejected), LU-D015 (all), LU-D048 (all: nothing to learn)."""
+    def check_rejected(self, n_read: int, data: Data) -> None:
+        """Raise DataError LU-D110 (more rows rejected than `data` allows), LU-D015 (all), LU-D048 (all: nothing to
+        learn)."""
         n = self._rejected.total()
-        if n <= allowed * n_read and n < n_read:
+        if n == 0:
             return
-        by_code = ", ".join(f"{code} {count} times" for code, count in self._rejected.most_common())
-        found = f"{n} of {n_read} rows are rejected ({n / n_read:.2%}): {by_code}"
-        first = f"the first {len(self._first_rejects)} follow"
+        strict, at_most = data.bad_rows == "strict", data.max_rejected_fraction
+        found = f"{n} of {n_read} rows are rejected ({n / n_read:.2%})"
+        kept = "in prepare/rejects.jsonl of a run"
+        if n < n_read and not strict and n <= at_most * n_read:
+            self.notes.append(f"{found}; each is {kept}, with the reason")
+            return
+        found += ": " + ", ".join(f"{code} {count} times" for code, count in self._rejected.most_common())
+        first = f"the first {len(self._first_rejects)} follow, all are {kept}"
         if n < n_read:
-            found += f"; data.max_rejected_fraction is {allowed:g}"
-            raise DataError(
-                Problem("LU-D110", "", found, f"mend the rows, or raise the fraction; {first}"), *self._first_rejects
-            )
+            found += "; data.bad_rows is strict" if strict else f"; data.max_rejected_fraction is {at_most:g}"
+            advice = f"mend the rows, or {'quarantine them' if strict else 'raise the fraction'}; {first}"
+            raise DataError(Problem("LU-D110", "", found, advice), *self._first_rejects)
         code = "LU-D048" if self._rejected.most_common(1)[0][0] == "LU-D047" else "LU-D015"
         raise DataError(Problem(code, "", found, f"mend the rows; {first}"), *self._first_rejects)
 

@@ -16,7 +16,7 @@ from luthier.conversation import Conversation
 from luthier.errors import DataError, Problem
 from luthier.prepare.detect import SAMPLE_ROWS, detect, task_of
 from luthier.prepare.formats import Format
-from luthier.prepare.rows import Fault, Row
+from luthier.prepare.rows import Fault, Row, silent
 from luthier.prepare.sources import SIDE_NAMES, DataFile, find_files
 from luthier.records import Task
 from luthier.settings import Data, Source
@@ -128,31 +128,27 @@ class Seen:
 
 def _look(files: list[DataFile], format: Format) -> Seen:
     """All good rows, seen once; the faults are `prepare`'s to report."""
-    seen, conversations = Seen(), 0
+    seen, n_several = Seen(), 0
     for file in files:
-        for row in file.rows(_silent):
+        for row in file.rows(silent):
             if conversation := _good(row, format):
                 seen.add(conversation)
-                conversations += sum(m.role == "assistant" for m in conversation.messages) > 1
+                n_several += sum(m.role == "assistant" for m in conversation.messages) > 1
     if seen.n == 0:
         raise _no_good_row(files)
-    seen.task = task_of(format, several_turns=conversations > 0)
+    seen.task = task_of(format, several_turns=n_several > 0)
     return seen
 
 
 def _good(row: Row, format: Format) -> Conversation | None:
     try:
-        return None if row.fault else format.conversation(row, set(row.data), _silent)
+        return None if row.fault else format.conversation(row, set(row.data), silent)
     except Fault:
         return None
 
 
-def _silent(*_: str) -> None:
-    """Warnings are `prepare`'s to give."""
-
-
 def _no_good_row(files: list[DataFile]) -> DataError:
-    faults = ((row, row.fault) for file in files for row in file.rows(_silent) if row.fault)
+    faults = ((row, row.fault) for file in files for row in file.rows(silent) if row.fault)
     problems = [
         Problem(fault.code, row.where, fault.found, fault.advice)
         for (row, fault), _ in zip(faults, range(10), strict=False)

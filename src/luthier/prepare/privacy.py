@@ -26,8 +26,8 @@ from luthier.prepare import secret_keys
 
 Kind = Literal["email", "phone", "card", "iban", "ip", "ssn", "key", "credentials"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-WIDEST = 512
-"""Characters of the longest value, and some."""
+WIDTHS = (128, 1024)
+"""Characters in which a value is looked for that touches another: it is believed where as many more follow it."""
 
 
 class Value(NamedTuple):
@@ -60,7 +60,7 @@ def replaced(text: str, find: Callable[[str], Sequence[Value]], by: Callable[[Va
                 parts += [text[at : value.start], by(value)]
                 at = value.end
             # What touches a value may be one when that is gone: thousands of numbers in a row would be as many rounds.
-            while touching := _touching(text[at : at + WIDEST], find):
+            while touching := _touching(text[at : at + WIDTHS[-1]], find):
                 parts.append(by(touching))
                 at += touching.end - 1
         text = "".join((*parts, text[at:]))
@@ -71,8 +71,11 @@ def _touching(text: str, find: Callable[[str], Sequence[Value]]) -> Value | None
     """The value with which the text begins, behind a placeholder's last character."""
     if not text or not (text[0].isalnum() or text[0] in "+("):
         return None
-    first = next(iter(find(f">{text}")), None)
-    return first if first and first.start == 1 and first.end < WIDEST else None
+    for width in WIDTHS:  # few are long, and thousands in a row would all be read as often as they fit into one width
+        first = next(iter(find(f">{text[:width]}")), None)
+        if first and first.start == 1 and 2 * first.end < width:
+            return first
+    return None
 
 
 def masked(text: str) -> str:

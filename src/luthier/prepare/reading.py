@@ -24,7 +24,7 @@ from luthier.prepare.clean import Cleaning, Done
 from luthier.prepare.detect import SAMPLE_ROWS, detect
 from luthier.prepare.engine import Engine
 from luthier.prepare.formats import Format
-from luthier.prepare.rows import Fault, Item, Row, Warn
+from luthier.prepare.rows import Fault, Item, Row, Warn, silent
 from luthier.prepare.sources import SIDE_NAMES, DataFile
 from luthier.prepare.symptoms import damaged, personal
 from luthier.prepare.table import Rows
@@ -120,10 +120,10 @@ class Reading:
         """The conversations as they are before they are cleaned; faults are said when they are read again."""
         for file in self._files:
             shape = self._shape(file)
-            for row in file.rows(_silent):
+            for row in file.rows(silent):
                 with suppress(Fault):
                     if not row.fault:
-                        yield shape.format.conversation(row, shape.columns, _silent)
+                        yield shape.format.conversation(row, shape.columns, silent)
 
     def into(self, rows: Rows, cleaning: Cleaning, encoder: Encoder, audit: Audit, engine: Engine) -> int:
         """Append the good rows; the others go to the audit's rejects. How many were read."""
@@ -214,10 +214,6 @@ class BlockWork:
                     met = replace(met, conversation=self.encoder.spelled(met.conversation))
                 yield met
         yield from odd
-
-
-def _silent(*_: str) -> None:
-    """Of what is read again."""
 
 
 def _settings(source: Source, data: Data) -> Settings:
@@ -322,8 +318,8 @@ def _in_family(conversation: Conversation, by: str) -> Conversation:
     """With `by: column`, the rows of one value are one family."""
     if by in ("given", "row"):
         return conversation
-    if conversation.tags.get(by) is None:
-        raise Fault("LU-D025", by, "the column to split by is missing or null", "fill it in, or split by row")
+    if conversation.tags.get(by) in (None, ""):  # CSV has no null: those whose customer is not known are no family
+        raise Fault("LU-D025", by, "the column to split by is missing or empty", "fill it in, or split by row")
     return conversation.model_copy(update={"family": f"{by}={conversation.tags[by]}"})
 
 

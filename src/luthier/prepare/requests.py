@@ -14,10 +14,11 @@ from typing import Any
 
 from luthier.conversation import Conversation, Message, make_conversation
 from luthier.errors import DataError
+from luthier.prepare.chats import ROLE_NAMES, names_in
 from luthier.prepare.clean import Cleaning
 from luthier.prepare.detect import PROMPTS, SAMPLE_ROWS, TEXTS, detect, profile
 from luthier.prepare.formats import Format
-from luthier.prepare.rows import Fault, Row
+from luthier.prepare.rows import Fault, Row, silent
 from luthier.prepare.sources import DataFile, find_files
 from luthier.settings import Data, Source, source_path
 
@@ -56,17 +57,13 @@ def _read(
 
 
 def _rows(file: DataFile, format: Format) -> Iterator[Conversation | Fault]:
-    for row in file.rows(_silent):
+    for row in file.rows(silent):
         try:
             if row.fault:
                 raise row.fault
-            yield format.conversation(_answered(row, format), row.data.keys(), _silent)
+            yield format.conversation(_answered(row, format), row.data.keys(), silent)
         except Fault as fault:
             yield Fault(fault.code, fault.field, f"{row.where}: {fault.found}")
-
-
-def _silent(*_: str) -> None:
-    """Oddities of requests are nobody's to mend."""
 
 
 def _lines(path: Path, shown: str) -> list[Conversation]:
@@ -96,9 +93,11 @@ def _format(rows: list[dict[str, Any]], source: Source) -> Format:
 
 def _answered(row: Row, format: Format) -> Row:
     """A chat that ends with the request gets an answer: the format asks for one, and nobody reads it."""
-    chat = row.data.get("messages")
-    if format.name != "messages" or not isinstance(chat, list) or not chat or not isinstance(chat[-1], dict):
+    field = format.fields.get("messages", "")
+    chat = row.data.get(field)
+    if not isinstance(chat, list) or not chat or not isinstance(chat[-1], dict):
         return row
-    if chat[-1].get("role") != "user":
+    by, said = names_in(chat[-1])
+    if ROLE_NAMES.get(str(chat[-1].get(by))) != "user":
         return row
-    return replace(row, data={**row.data, "messages": [*chat, {"role": "assistant", "content": "-"}]})
+    return replace(row, data={**row.data, field: [*chat, {by: "assistant", said: "-"}]})

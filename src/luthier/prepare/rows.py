@@ -27,6 +27,10 @@ Warn = Callable[[str, str, str, str], None]
 """Told of what is odd but not wrong: code, where, found, advice."""
 
 
+def silent(*_: str) -> None:
+    """A `Warn` that tells nobody: of rows that are read once more, or only to look at them."""
+
+
 class Fault(Exception):
     """Why one row is rejected."""
 

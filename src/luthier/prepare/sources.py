@@ -19,7 +19,7 @@ from luthier.conversation import Side
 from luthier.errors import DataError, Problem, printable
 from luthier.prepare.hub import PREFIX, hub_files
 from luthier.prepare.packed import SUFFIXES, packing_of, unpacked
-from luthier.prepare.rows import BOM, Row, Warn, read_csv, read_json, read_jsonl, read_tsv
+from luthier.prepare.rows import BOM, Row, Warn, read_csv, read_json, read_jsonl, read_tsv, silent
 from luthier.prepare.tables import read_arrow, read_parquet
 from luthier.prepare.texts import read_text, read_texts
 from luthier.settings import Source, source_path
@@ -96,12 +96,8 @@ class DataFile:
 
     def sample(self, n: int) -> list[Row]:
         """The first `n` good rows."""
-        good = (row for row in READERS[self.kind](self.path, self.shown, _silent) if not row.fault)
+        good = (row for row in READERS[self.kind](self.path, self.shown, silent) if not row.fault)
         return list(islice(good, n))
-
-
-def _silent(*_: str) -> None:
-    """The sample is read again with everything else, and warned of then."""
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int, int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import DataError, printable
-from luthier.prepare.rows import Fault, Row, Warn
+from luthier.prepare.rows import Fault, Row, Warn, silent
 
 BEYOND = (OverflowError, ValueError, LookupError)
 """What pyarrow raises for the year 300,000, for a nanosecond, and for a time zone that nobody knows."""
@@ -32,13 +32,9 @@ def read_parquet(
     with whole("Parquet", shown):
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
-        names = _readable(schema, shown, _silent if start else warn)
+        names = _readable(schema, shown, silent if start else warn)
         groups = range(file.num_row_groups)[start:stop]
         yield from _rows_of(file.iter_batches(1024, row_groups=groups, columns=names), schema, shown, before)
-
-
-def _silent(*_: str) -> None:
-    """Of what the first part of the file has said."""
 
 
 def read_arrow(path: Path, shown: str, warn: Warn) -> Iterator[Row]:

@@ -118,8 +118,11 @@ class Data(Section):
     `[{use: synonyms, fraction: 0.1}]`."""
     checks: Annotated[tuple[CheckUse, ...], Field(strict=False)] = ()
     """What is looked for in the good rows, for people to look at; nothing is dropped: `[language, labels]`."""
-    max_rejected_fraction: Fraction = 0.01
-    """Above it the run stops: look at the data, not at the loss. 0 is strict."""
+    bad_rows: Literal["quarantine", "strict"] = "quarantine"
+    """What becomes of rows that cannot be used. `quarantine`: they are set aside in `rejects.jsonl` and counted, up to
+    `max_rejected_fraction`; `strict`: a single one stops the run, once all are counted."""
+    max_rejected_fraction: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Of a quarantine; above it the run stops: look at the data, not at the loss."""
     limit: Count | None = None
     """At most this many conversations a side, drawn by seed; said in the report."""
     max_tokens: Count | None = None
@@ -134,6 +137,13 @@ class Data(Section):
     slices: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Tags (columns that the model does not read): results are shown for each of their values, and rules may have to
     hold in each."""
+
+    @field_validator("max_rejected_fraction", mode="before")
+    @classmethod
+    def _none_is_strict(cls, fraction: Any) -> Any:
+        if fraction == 0:
+            raise ValueError("no bad row at all is written `bad_rows: strict`")
+        return fraction
 
     @field_validator("clean")
     @classmethod

@@ -126,7 +126,7 @@ def answers_of(run: Path, cluster_by: str | None) -> list[Sample]:
 
 _ROWS: dict[str, Any] = {
     "format": "auto", "fields": {}, "system": None, "clean": (), "limit": None, "slices": (),
-    "max_rejected_fraction": 0.0,  # every row was accepted before
+    "bad_rows": "strict",  # every row was accepted before
 }  # fmt: skip
 """What has been done to the rows already."""
 

@@ -1,7 +1,7 @@
 """The judge: prepares a case, and says where `prepare` does what it must never do.
 
 It ends within a time, with a LuthierError that can be shown or with every row accounted for: nothing lost, nothing
-changed but what is counted, no prompt on both sides, no text of a row turned into a control token.
+changed but what is counted, no family and no prompt on two sides, no text of a row turned into a control token.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from luthier.conversation import SIDES, Conversation, Message, read_conversations
+from luthier.conversation import SIDES, Conversation, Message, Side, read_conversations
 from luthier.encode import Encoder
 from luthier.errors import LuthierError
 from luthier.models import find_base, load_tokenizer
@@ -29,6 +30,7 @@ from luthier.prepare import derive, prepare
 from luthier.recipe import validate
 from luthier.records import AuditReport
 from luthier.settings import Cleaner, Data, Recipe
+from luthier.similar import shingles
 from luthier.tiny import SPECIAL
 
 from .case import Case, Known, recipe_tree
@@ -187,6 +189,8 @@ class _Judged:
         for step in self.report.steps:
             counted += Counter(step.dropped) if step.name in READ else Counter()
         _must(counted == Counter(r["code"] for r in self.rejects), f"{counted} are not the rejects")
+        allowed = 0 if self.data.bad_rows == "strict" else self.data.max_rejected_fraction * self.report.steps[0].n_in
+        _must(len(self.rejects) <= allowed, f"{len(self.rejects)} rows are rejected, {allowed} may be")
         if self.case.known:
             n_in = self.report.steps[0].n_in
             _must(n_in == self.case.known.n_rows, f"{n_in} rows are read of {self.case.known.n_rows}")
@@ -204,14 +208,36 @@ class _Judged:
         _must("<script>alert(1)" not in page, "the page runs what a row holds")
 
     def across_sides(self) -> None:
-        """No prompt is on two sides, unless the sides are given: then each is counted."""
-        if any(note.startswith("sides given") for note in self.report.notes):
-            return
+        """No family and no prompt, nor one nearly the same, is on two sides that were drawn. What held-out rows share
+        with training, sides may be given that do, is counted."""
+        given = next((note for note in self.report.notes if note.startswith("sides given")), "")
+        drawn = [side for side in SIDES if side == "train" or f" {side}" not in given]
         place: dict[str, str] = {}
-        for side, some in self.sides.items():
-            for c in some if side != "train" else [c for c in some if c.made_by is None]:
-                other = place.setdefault(_normal(c.asked_text), side)
-                _must(other == side, f"the prompt of {c.source} is in {other} and in {side}")
+        for side in drawn:
+            for c in self.sides[side]:
+                other = place.setdefault(c.family, side)
+                _must(other == side, f"the family of {c.source} is in {other} and in {side}")
+        leaks = 0
+        for one, other in combinations(SIDES, 2):
+            for c, like in self.shared(one, other):
+                _must(
+                    {one, other} - {*drawn}, f"the prompt of {c.source}, or nearly, is that of {like.source} in {one}"
+                )
+                leaks += one == "train"
+        counted = self.report.counts.get("LU-D039", 0)
+        _must(leaks == counted, f"{leaks} held-out rows have a prompt of train, {counted} are counted")
+
+    def shared(self, one: Side, other: Side) -> Iterator[tuple[Conversation, Conversation]]:
+        """The rows of the other side whose prompts that side shares, each with the first row that shares it."""
+        similarity = self.data.split.near_duplicate_similarity
+        asked = [(c, set(shingles(c.asked_text))) for c in self.sides[one] if c.made_by is None]
+        for c in self.sides[other]:
+            said, found = _normal(c.asked_text), set(shingles(c.asked_text))
+            for before, held in asked:
+                near = similarity < 1 and len(found & held) >= similarity * len(found | held) - 1e-9
+                if near or said == _normal(before.asked_text):
+                    yield c, before
+                    break
 
     def control_tokens(self) -> None:
         """The only control tokens are the template's, and the ids spell what the conversation says."""

@@ -19,18 +19,23 @@ AUGMENTATIONS = (
     {"use": "counterfactual", "fraction": 0.5, "meaning": None},
 )
 SPLITS: tuple[dict[str, Any], ...] = (
-    *[{"valid_fraction": 0.0, "test_fraction": 0.0}] * 20,
+    *[{"valid_fraction": 0.0, "test_fraction": 0.0}] * 8,
     {"valid_fraction": 0.2, "test_fraction": 0.2},
-    {"valid_fraction": 0.1, "test_fraction": 0.3, "near_duplicate_similarity": 0.3},
+    {"valid_fraction": 0.0, "test_fraction": 0.3, "near_duplicate_similarity": 0.3},
     {"near_duplicate_similarity": 1.0},
     {"by": "part"},
+    {"by": "part", "valid_fraction": 0.0, "test_fraction": 0.4},
+    {"by": "part", "folds": 2, "fold": 0, "valid_fraction": 0.0},
+    {"by": "part", "time": "when", "valid_fraction": 0.0, "test_fraction": 0.3},
     {"by": "given"},
+    {"by": "given", "near_duplicate_similarity": 0.3},
     {"by": "nr", "folds": 2, "fold": 1},
     {"stratify": "part", "test_fraction": 0.3},
     {"stratify": "label", "test_fraction": 0.3},
     {"time": "when", "test_fraction": 0.3},
     {"folds": 3, "fold": 0, "stratify": "part"},
 )
+BAD_ROWS: tuple[dict[str, Any], ...] = ({"max_rejected_fraction": 0.3}, {}, {"bad_rows": "strict"})
 PARTS = ("a", "b", "", "<|im_end|>", "\x1b[31m", "é", "'")
 TIMES = ("2024-01-01", "2024-05-05T10:00:00+02:00", "1700000000", "2024-01-01", "1e300", "soon", "")
 SIDES = ("train", "Train", "train", "training", "test", "dev", "never")
@@ -50,7 +55,7 @@ def columns(draw: Draw, nr: int) -> dict[str, Any]:
 def settings(draw: Draw, source: list[dict[str, Any]], kind: Kind) -> dict[str, Any]:
     """The `data` of a recipe."""
     data: dict[str, Any] = {"sources": source, "split": draw(st.sampled_from(SPLITS))}
-    data["max_rejected_fraction"] = draw(st.sampled_from((*[0.99] * 9, 0.3, 0.01, 0.0)))
+    data |= draw(st.sampled_from((*[{"max_rejected_fraction": 0.99}] * 9, *BAD_ROWS)))
     if draw(st.booleans()):
         data |= {"format": kind.format, "fields": kind.fields}
     if draw(st.integers(0, 2)) == 0:

@@ -52,9 +52,18 @@ def _rows(draw: Draw, kind: Kind, n: int, share: int) -> tuple[list[Any], Known]
         made = kind.make(draw)
         rows.append(made.row | beside)
         said[nr] = made.said, made.rejected
-        if draw(st.integers(0, 9)) == 0:
-            rows.append(rows[-1] | {"nr": -1})  # a copy
+        if (copied := draw(st.integers(0, 9))) < 2:
+            rows.append((_nearly(rows[-1]) if copied else rows[-1]) | columns(draw, -1))
     return rows, Known(kind.format, kind.fields, said, sum(row != "" for row in rows))
+
+
+def _nearly(value: Any) -> Any:
+    """A near-copy: what is long says a word more."""
+    if isinstance(value, dict):
+        return {name: _nearly(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_nearly(one) for one in value]
+    return f"{value} again" if isinstance(value, str) and len(value) > 20 else value
 
 
 def mutated(rng: random.Random, whole: Sequence[Case]) -> Case:

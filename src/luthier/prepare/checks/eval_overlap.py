@@ -20,6 +20,7 @@ from luthier.prepare.checks.contract import Found, Looked, Suspect
 from luthier.prepare.checks.ngrams import Runs
 from luthier.prepare.checks.paraphrase import across
 from luthier.prepare.checks.vectors import MOST_ROWS, drawn, texts_of, told
+from luthier.prepare.rows import silent
 from luthier.prepare.sources import find_files
 from luthier.prepare.table import firsts
 from luthier.records import FactTable
@@ -93,7 +94,7 @@ def _read(sets: Sequence[str], folder: Path) -> Read:
     files = find_files(tuple(Source(path=one) for one in sets or map(str, shipped)), folder)
     read = Read([file.shown if sets else file.path.stem for file in files], [], [], [], [])
     for n, file in enumerate(files):
-        for row in file.rows(_silent):
+        for row in file.rows(silent):
             if row.fault:
                 continue
             texts = list(dict.fromkeys(_texts(row.data)))
@@ -114,10 +115,6 @@ def _table(read: Read, touched: dict[str, NDArray[np.bool_]]) -> FactTable:
     columns = ("set", "rows", *(f"touched by {how}" for how in touched))
     rows: list[tuple[str | int, ...]] = [(name, *(of[n] for of in counts)) for n, name in enumerate(read.sets)]
     return FactTable(title="evaluation rows that train touches", columns=columns, rows=tuple(rows))
-
-
-def _silent(*_: str) -> None:
-    """What is odd about an evaluation set is not this recipe's affair."""
 
 
 def _texts(value: Any) -> Iterator[str]:
