@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-from luthier.conversation import SIDES, Conversation, write_conversations
+from luthier.conversation import SIDES, Conversation, line_of
 from luthier.errors import DataError, printable
 from luthier.files import sha256_of
 from luthier.prepare.audit import Audit, open_audit
@@ -77,14 +77,17 @@ def _prepare(
             audit.notes.append(f"columns kept as tags, not shown to the model: {shown}")
         numbers = _liked(rows, rows.numbers, audit)
         numbers = _dedupe(rows, numbers, labelled, data, audit, engine)
+        all_drawn = bool((rows.side[numbers] <= SIDES.index("train")).all())
         numbers = _split(rows, numbers, recipe, audit, engine)
-        notice(rows, numbers, data.split.near_duplicate_similarity, recipe.model.new_tokens, audit, engine)
+        similarity = 0.0 if all_drawn else data.split.near_duplicate_similarity  # what it draws it keeps apart
+        notice(rows, numbers, similarity, recipe.model.new_tokens, audit, engine)
         looked = Looked(rows, numbers, labelled, recipe.seed, folder, cleaning)
         checked = look(looked, data.checks, audit, cleaning.hiding.text)
         made, records = _augment(rows, numbers, methods, recipe, labelled, encoder, audit, report)
     for side in SIDES:
-        new = [item.conversation for item in made] if side == "train" else []
-        write_conversations(out / f"{side}.jsonl", chain(rows.each(rows.on(side, numbers)), new))
+        new = [line_of(item.conversation) for item in made] if side == "train" else []
+        with (out / f"{side}.jsonl").open("wb") as file:
+            file.writelines(chain(map(rows.line, rows.on(side, numbers).tolist()), new))
     assert len(numbers) + len(made) == audit.steps[-1].n_out
     audited = report_of(format, rows, numbers, made, records, checked, audit, hashes, cleaning)
     audited.write(out / "audit.json")

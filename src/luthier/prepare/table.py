@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.conversation import SIDES, Conversation, Message, Side
+from luthier.conversation import SIDES, Conversation, Message, Side, line_of
 from luthier.similar import normalised
 
 Numbers = NDArray[np.int64]
@@ -40,12 +40,12 @@ class Piece:
     def __iter__(self) -> Iterator[Conversation]:
         with self.path.open("rb") as file:
             for start, stop in zip(self.starts.tolist(), self.stops.tolist(), strict=True):
-                yield _read(file, start, stop)
+                yield Conversation.model_validate_json(_read(file, start, stop))
 
 
-def _read(file: BinaryIO, start: int, stop: int) -> Conversation:
+def _read(file: BinaryIO, start: int, stop: int) -> bytes:
     file.seek(start)
-    return Conversation.model_validate_json(file.read(stop - start))
+    return file.read(stop - start)
 
 
 class Rows:
@@ -69,8 +69,7 @@ class Rows:
         return rows
 
     def append(self, conversation: Conversation, side: Side | None, n_tokens: int, n_learned: int) -> None:
-        line = conversation.model_dump_json(exclude_defaults=True).encode("utf-8", "surrogatepass")
-        self._written += self._file.write(line + b"\n")
+        self._written += self._file.write(line_of(conversation))
         self._ends.append(self._written)
         self._side.append(SIDES.index(side) if side else NO_SIDE)
         self._tokens.extend((n_tokens, n_learned))
@@ -110,6 +109,10 @@ class Rows:
         return len(self._ends)
 
     def __getitem__(self, i: int) -> Conversation:
+        return Conversation.model_validate_json(self.line(i))
+
+    def line(self, i: int) -> bytes:
+        """The conversation as it is written."""
         n = bisect_right(self._firsts, i) - 1
         if n != self._opened[0]:
             self._opened = n, self._paths[n].open("rb") if n else self._file
