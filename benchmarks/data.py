@@ -8,8 +8,9 @@ Jaccard 0.8 of word shingles), splits without leaks, and encodes with the chat t
 the file (`datasets`), tokenise it as `SFTTrainer` does when it is made (with the assistant's mask, on two processes),
 and look every conversation up in and add it to a MinHash LSH (datasketch, 128 permutations, threshold 0.8); nobody
 splits, audits or verifies there. Each runs in a process of its own; memory is what the process holds at most, and by
-how much that grows from a file of a tenth of the rows. `--only luthier,luthier_on_ray` compares one process with Ray on
-all processors of this machine, where memory is the driver's.
+how much that grows from a file of a tenth of the rows. Luthier uses all processors, as it does by itself; its memory is
+that of the largest of its processes. `--only luthier,luthier_alone,luthier_on_ray` compares that with one process, and
+with Ray on all processors of this machine, where memory is the driver's.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def write_rows(path: Path, n: int, data: Path) -> None:
             out.write(json.dumps({"messages": chat}) + "\n")
 
 
-def luthier(path: Path, engine: str = "local") -> dict[str, object]:
+def luthier(path: Path, **where: object) -> dict[str, object]:
     from luthier.encode import Encoder
     from luthier.models import find_base, load_tokenizer
     from luthier.prepare import prepare
@@ -77,7 +78,7 @@ def luthier(path: Path, engine: str = "local") -> dict[str, object]:
 
     data = {"sources": [{"path": path.name}], "clean": [{"use": "dedupe", "similarity": SIMILARITY}]}
     rules = [{"metric": "token_f1", "must": "beat_baseline"}]
-    tree = {"name": "big", "data": data, "prepare": {"engine": engine}, "release": {"rules": rules}}
+    tree = {"name": "big", "data": data, "prepare": where, "release": {"rules": rules}}
     recipe = validate(tree, "recipe.yaml", path.parent)
     encoder = Encoder(load_tokenizer(find_base("smollm2-135m-instruct")))
     started = time.perf_counter()
@@ -88,8 +89,12 @@ def luthier(path: Path, engine: str = "local") -> dict[str, object]:
     return {"seconds": seconds, "dropped": sum(dropped.values())}
 
 
+def luthier_alone(path: Path) -> dict[str, object]:
+    return luthier(path, processes=1)
+
+
 def luthier_on_ray(path: Path) -> dict[str, object]:
-    return luthier(path, "ray")
+    return luthier(path, engine="ray")
 
 
 def peers(path: Path) -> dict[str, object]:
@@ -131,7 +136,7 @@ def peers(path: Path) -> dict[str, object]:
     return {"seconds": seconds, "dropped": dropped}
 
 
-WAYS = {f.__name__: f for f in (luthier, luthier_on_ray, peers)}
+WAYS = {f.__name__: f for f in (luthier, luthier_alone, luthier_on_ray, peers)}
 
 
 def measured(way: str, path: Path) -> dict[str, object]:

@@ -39,7 +39,7 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as `luthier` sets it; `datasets` has processes instead
 
-from luthier.conversation import Conversation, Message, make_conversation
+from luthier.conversation import Conversation, Message, line_of, make_conversation
 from luthier.encode import Encoded, Encoder
 from luthier.encoded import packed, read_side, write_side
 from luthier.files import cache_folder
@@ -259,7 +259,7 @@ def tokens(folder: Path, n_rounds: int, scratch: Path) -> Iterator[str]:
 
 def written(encoder: Encoder, conversations: Sequence[Conversation], encoded: Sequence[Encoded], scratch: Path) -> None:
     tokens = (packed(one.ids, one.learn) for one in encoded)
-    write_side(scratch, "train", zip(conversations, tokens, strict=True), encoder)
+    write_side(scratch, "train", zip(map(line_of, conversations), tokens, strict=True), encoder)
 
 
 def kept(encoder: Encoder, scratch: Path) -> object:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from luthier.conversation import Message, Tokens, make_conversation
+from luthier.conversation import Message, Tokens, line_of, make_conversation
 from luthier.documents import Examples, examples_of, n_windows, windows
 from luthier.encode import Encoded
 from luthier.encoded import EncodedRows, packed, read_side, write_side
@@ -36,7 +36,7 @@ def stored(folder: Path, rows: list[tuple[int, bool, float]], window: int | None
         given_ = None if document else Tokens(ids=(1,), learn=(True,))
         message = Message(role="text", content=f"row {i}")
         conversation = make_conversation([message], f"rows:{i}", tokens=given_).model_copy(update={"weight": weight})
-        pairs.append((conversation, packed(range(100 * i, 100 * i + n), [False] + [True] * (n - 1))))
+        pairs.append((line_of(conversation), packed(range(100 * i, 100 * i + n), [False] + [True] * (n - 1))))
     write_side(folder, "train", pairs, Numbered(window))
     return read_side(folder, "train", Numbered(window))  # type: ignore[arg-type]
 

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from luthier import encode
-from luthier.conversation import Conversation, Message, make_conversation, read_conversations, write_conversations
+from luthier.conversation import (
+    Conversation,
+    Message,
+    line_of,
+    make_conversation,
+    read_conversations,
+    write_conversations,
+)
 from luthier.encode import Encoded, Encoder
 from luthier.encoded import EncodedRows, packed, read_side, write_side
 from luthier.errors import DataError
@@ -127,7 +134,7 @@ def good(encoder: Encoder, n: int) -> list[Conversation]:
 def written(folder: Path, encoder: Encoder, rows: list[Conversation]) -> Path:
     """The side of these rows as prepare leaves it."""
     encoded = (encoder(row) for row in rows)
-    pairs = ((row, packed(e.ids, e.learn)) for row, e in zip(rows, encoded, strict=True))
+    pairs = ((line_of(row), packed(e.ids, e.learn)) for row, e in zip(rows, encoded, strict=True))
     write_side(folder, "train", pairs, encoder)
     return folder / "train.tokens"
 

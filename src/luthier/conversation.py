@@ -166,10 +166,14 @@ def by_answer(conversation: Conversation) -> list[Conversation]:
     return parts
 
 
+def line_of(conversation: Conversation) -> bytes:
+    """As a file of conversations holds it."""
+    return conversation.model_dump_json(exclude_defaults=True).encode("utf-8", "surrogatepass") + b"\n"
+
+
 def write_conversations(path: Path, conversations: Iterable[Conversation]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as out:
-        for conversation in conversations:
-            out.write(conversation.model_dump_json(exclude_defaults=True) + "\n")
+    with path.open("wb") as out:
+        out.writelines(map(line_of, conversations))
 
 
 def read_conversations(path: Path, without: Set[str] = frozenset()) -> Iterator[Conversation]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -27,10 +28,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache, partial
+from itertools import accumulate
 from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from luthier.conversation import Conversation, Message
 from luthier.conversation import Tokens as GivenTokens
@@ -41,6 +40,8 @@ from luthier.template import Fail, Template
 
 CODE = ("encode", "template", "guard", "conversation")
 """The modules that decide what a conversation becomes."""
+NAME = re.compile(OPEN)
+"""Where the private name of a token begins."""
 GROUP, GROUP_CHARACTERS = 256, 1 << 20
 """Conversations that are tokenised in one call: so many at most, and of long ones fewer, because each token of a call
 takes a hundred bytes."""
@@ -276,20 +277,15 @@ class Encoder:
             ids = [*opening, *encoding.ids, self.tokenizer.eos_token_id]
             return ids, [False] * len(opening) + [True] * (len(encoding.ids) + 1)
 
-        spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        before = np.concatenate([[0], np.cumsum(np.frombuffer(learned, dtype=np.uint8))])
-        found = before[spans[:, 1]] > before[spans[:, 0]]
+        before = list(accumulate(learned, initial=0))
+        found = [before[stop] > before[start] for start, stop in encoding.offsets]
         # The template's tokens may have swallowed white space that is not their own: their names alone decide.
-        names = np.flatnonzero(np.frombuffer(named.encode("utf-32-le"), dtype=np.uint32) == ord(OPEN))
-        names = np.append(names, len(named))
-        name = names[np.searchsorted(names, spans[:, 0])]
-        named_ones = name < spans[:, 1]
-        found[named_ones] = np.frombuffer(learned, dtype=np.bool_)[name[named_ones]]
-        return self._ids(encoding), found.tolist()
+        for name in NAME.finditer(named):
+            found[encoding.char_to_token(name.start())] = learned[name.start()] == 1
+        return self._ids(encoding), found
 
     def _ids(self, encoding: Any) -> list[int]:
-        found: list[int] = self._real[encoding.ids].tolist() if encoding.ids else []
-        return found
+        return list(map(self._real.__getitem__, encoding.ids))
 
 
 def _groups(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
@@ -321,7 +317,7 @@ def _refuse_private(texts: Iterable[str], fail: Fail) -> None:
         raise fail("LU-D052", found="holds the private-use characters U+F8F0 to U+F8F2", advice="remove them")
 
 
-def _twin(backend: Any, private: dict[str, str], ids: dict[str, int]) -> tuple[Any, NDArray[np.int64]]:
+def _twin(backend: Any, private: dict[str, str], ids: dict[str, int]) -> tuple[Any, list[int]]:
     """A copy of the tokenizer that knows its added tokens by private names only, and its ids' real ones."""
     return _twin_of(backend.to_str(), tuple(private.items()), tuple(ids.items()))
 
@@ -329,7 +325,7 @@ def _twin(backend: Any, private: dict[str, str], ids: dict[str, int]) -> tuple[A
 @lru_cache(maxsize=2)  # every stage of a run makes an encoder
 def _twin_of(
     tokenizer: str, names: tuple[tuple[str, str], ...], added: tuple[tuple[str, int], ...]
-) -> tuple[Any, NDArray[np.int64]]:
+) -> tuple[Any, list[int]]:
     from tokenizers import Tokenizer
 
     settings, private, ids = json.loads(tokenizer), dict(names), dict(added)
@@ -345,6 +341,5 @@ def _twin_of(
     settings["truncation"] = settings["padding"] = None
     twin: Any = Tokenizer.from_str(json.dumps(settings))
     to_real = {twin.token_to_id(alias): ids[name] for name, alias in private.items()}
-    real = np.arange(max([twin.get_vocab_size(), *to_real, *twin.get_vocab().values()]) + 1)
-    real[list(to_real)] = list(to_real.values())
-    return twin, real
+    n = max([twin.get_vocab_size(), *to_real, *twin.get_vocab().values()]) + 1
+    return twin, [to_real.get(id_, id_) for id_ in range(n)]

@@ -32,8 +32,9 @@ from typing import IO, Any, Protocol, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.conversation import Conversation, Side, read_conversations, write_conversations
+from luthier.conversation import Conversation, Side, read_conversations
 from luthier.encode import Encoded, Encoder
+from luthier.faults import reach
 from luthier.files import sync_folder
 
 Tokens = NDArray[np.uint32]
@@ -66,11 +67,14 @@ def packed(ids: Sequence[int], learn: Sequence[bool]) -> Tokens:
     return np.array(ids, dtype=np.uint32) << np.uint32(1) | np.array(learn, dtype=np.uint32)
 
 
-def write_side(folder: Path, side: Side, rows: Iterable[tuple[Conversation, Tokens]], maker: Maker) -> None:
-    """Write `SIDE.jsonl`, and `SIDE.tokens` beside it."""
+def write_side(folder: Path, side: Side, rows: Iterable[tuple[bytes, Tokens]], maker: Maker) -> None:
+    """Write `SIDE.jsonl` of these lines, and `SIDE.tokens` beside it."""
     path = folder / f"{side}.jsonl"
-    with _Writer.of(path) as out:
-        write_conversations(path, out.passed(rows))
+    with path.open("wb") as lines, _Writer.of(path) as out:
+        for line, tokens in rows:
+            lines.write(line)
+            out.append(Conversation.model_validate_json(line), tokens)
+        lines.flush()
         out.finish(maker)
 
 
@@ -177,6 +181,7 @@ class EncodedRows(Sequence[Encoded]):
         """Of row i, from its token `start` to before its token `stop`, or to its end."""
         first, last = self._span(i, "stop")
         start, stop = first + start, last if stop is None else min(first + stop, last)
+        reach("read")
         return np.frombuffer(os.pread(self._file, 4 * (stop - start), 4 * start), dtype="<u4")
 
     def name(self, i: int) -> tuple[str, str]:
@@ -219,12 +224,6 @@ class _Writer:
         finally:
             aside.unlink(missing_ok=True)
         sync_folder(path.parent)
-
-    def passed(self, rows: Iterable[tuple[Conversation, Tokens]]) -> Iterator[Conversation]:
-        """Append each row as it passes."""
-        for conversation, tokens in rows:
-            self.append(conversation, tokens)
-            yield conversation
 
     def append(self, conversation: Conversation, tokens: Tokens) -> None:
         self._n += self._tokens.write(tokens.astype("<u4", copy=False).data) // tokens.itemsize

@@ -55,6 +55,16 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def processors() -> int:
+    """How many this process may use: those that it is bound to, within the control group's quota."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = map(int, (CONTROL_GROUP / "cpu.max").read_text().split())
+    except (OSError, ValueError):  # no control group, or "max"
+        return n
+    return min(n, max(quota // period, 1))
+
+
 def memory_bytes() -> int | None:
     """Physical memory, where the system tells."""
     try:

@@ -60,7 +60,8 @@ def hashed(text: str, space: str = "") -> Hashes:
     if len(words) < SHINGLE_WORDS:
         runs = np.array([_hash64(" ".join(words) or normalised(text))], dtype=np.uint64)
     else:
-        of_words = np.fromiter((zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in words), np.uint64)
+        encoded = "\0".join(words).encode("utf-8", "surrogatepass").split(b"\0")  # at once: no word holds a NUL
+        of_words = np.fromiter(map(zlib.crc32, encoded), np.uint64, len(words))
         n = len(words) - SHINGLE_WORDS + 1
         runs = np.zeros(n, dtype=np.uint64)
         for k in range(SHINGLE_WORDS):  # wraps around, as is meant

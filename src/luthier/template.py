@@ -82,7 +82,7 @@ class Template:
         for content in ("probe", [{"type": "text", "text": "probe"}]):
             try:
                 with within(RENDER_S):
-                    text = self._tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+                    text = self._applied([{"role": "user", "content": content}], [], False)
             except Exception:  # a template may raise anything; a conversation's own rendering says what
                 continue
             if "probe" in text and "'probe'" not in text:
@@ -96,15 +96,27 @@ class Template:
             raise fail("LU-D054", found=found, advice="use an instruction-tuned base, or data with a `text` column")
         try:
             with within(RENDER_S):
-                rendered: str = self._tokenizer.apply_chat_template(
-                    messages, tools=tools or None, tokenize=False, add_generation_prompt=generation_prompt
-                )
+                return self._applied(messages, tools, generation_prompt)
         except TimeoutError:
             found = f"the chat template has not ended after {RENDER_S:g} s"
             raise fail("LU-D054", found=found, advice="look at the template: it is a program of the base's") from None
         except Exception as error:  # a template may raise anything
             found = f"the chat template refuses this conversation: {printable(str(error))}"
             raise fail("LU-D054", found=found) from None
+
+    def _applied(self, messages: list[dict[str, Any]], tools: list[Any], generation_prompt: bool) -> str:
+        """As the tokenizer's `apply_chat_template` renders it, which takes as long again to look for what is not there:
+        pictures, functions for tools, values of None."""
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        source = self._tokenizer.get_chat_template(tools=tools or None)
+        rendered: str = _compile_jinja_template(source).render(
+            messages=messages,
+            tools=tools or None,
+            documents=None,
+            add_generation_prompt=generation_prompt,
+            **self._tokenizer.special_tokens_map,
+        )
         return rendered
 
 

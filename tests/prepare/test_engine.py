@@ -7,7 +7,9 @@ import os
 import pickle
 import random
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -20,7 +22,7 @@ import pytest
 from luthier import keys
 from luthier.conversation import Message, make_conversation
 from luthier.errors import DataError, Problem, RecipeError, RunError
-from luthier.prepare import blocks, near, prepare
+from luthier.prepare import blocks, near, prepare, processes
 from luthier.prepare.blocks import blocks_of
 from luthier.prepare.clean import Cleaning
 from luthier.prepare.engine import engine_for
@@ -79,6 +81,9 @@ def data_in(folder: Path) -> Path:
     return data
 
 
+HERE = {"processes": 1}
+
+
 def recipe_for(engine: dict[str, Any], folder: Path, **data: Any) -> Recipe:
     data = {
         "sources": [{"path": "data"}],
@@ -92,7 +97,7 @@ def recipe_for(engine: dict[str, Any], folder: Path, **data: Any) -> Recipe:
 
 
 def made_by(engine: dict[str, Any], folder: Path, encode: Any = encode_words, **data: Any) -> dict[str, bytes]:
-    out = folder / f"out-{engine.get('engine', 'local')}"
+    out = folder / f"out-{engine.get('engine', engine.get('processes', 'local'))}"
     prepare(recipe_for(engine, folder, **data), folder, out, OneByOne(encode))
     assert not list(out.glob(".*")), "blocks are left"
     return {name: (out / name).read_bytes() for name in MADE}
@@ -100,7 +105,8 @@ def made_by(engine: dict[str, Any], folder: Path, encode: Any = encode_words, **
 
 def part(monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
     """Into blocks of so many bytes."""
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", n_bytes)
+    monkeypatch.setattr(blocks, "LEAST_BYTES", n_bytes)
+    monkeypatch.setattr(blocks, "ENOUGH", 10**9)
     monkeypatch.setattr(near, "PART_ENTRIES", n_bytes // 4)
     monkeypatch.setattr(near, "PART_TEXTS", n_bytes // 200)
 
@@ -140,9 +146,9 @@ def test_a_long_line_is_in_one_block(tmp_path: Path, small_blocks: None) -> None
 
 def test_how_finely_the_work_is_parted_changes_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data_in(tmp_path)
-    whole = made_by({}, tmp_path)
+    whole = made_by(HERE, tmp_path)
     part(monkeypatch, 2000)
-    parted = made_by({}, tmp_path)
+    parted = made_by(HERE, tmp_path)
     assert {name for name in MADE if whole[name] != parted[name]} <= {"audit.json", "data.html"}  # samples of a cleaner
     audits = [json.loads(one["audit.json"]) for one in (whole, parted)]
     for audit in audits:
@@ -212,6 +218,202 @@ def test_what_work_needs_and_raises_travels(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(error)).problems == error.problems
 
 
+# -- on processes of this machine --------------------------------------------------------------------------------
+
+
+TWO = {"processes": 2}
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes are started for whatever there is to do."""
+    monkeypatch.setattr(processes, "HERE_S", 0.0)
+
+
+class SaysWho:
+    """Leaves a file for each process that it encodes in, and prints there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, conversation: Any) -> Any:
+        print("what is printed is no answer")
+        (self.folder / str(os.getpid())).touch()
+        return encode_words(conversation)
+
+
+def test_processes_make_the_same_bytes(tmp_path: Path, at_once: None, some_blocks: None) -> None:
+    data_in(tmp_path)
+    (who := tmp_path / "who").mkdir()
+    here = made_by(HERE, tmp_path)
+    assert here == made_by(TWO, tmp_path, SaysWho(who))
+    pids = [int(path.name) for path in who.iterdir()]
+    assert len(pids) == 2 and os.getpid() not in pids
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):  # they have ended
+            os.kill(pid, 0)
+
+
+def test_what_is_done_soon_is_done_here(tmp_path: Path, some_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_in(tmp_path)
+    (who := tmp_path / "who").mkdir()
+    monkeypatch.setattr(processes, "HERE_S", 600.0)
+    made_by(TWO, tmp_path, SaysWho(who))
+    assert [path.name for path in who.iterdir()] == [str(os.getpid())]
+
+
+@pytest.mark.parametrize("wrong", ["nothing to learn", "unclosed"])
+def test_an_error_of_a_block_is_the_same_in_a_process(
+    tmp_path: Path, at_once: None, some_blocks: None, wrong: str
+) -> None:
+    data = data_in(tmp_path)
+    if wrong == "unclosed":
+        (data / "b.csv").write_text('text,label\n"never closed,x\n')
+    told = []
+    for engine in (HERE, TWO):
+        with pytest.raises(DataError) as caught:
+            made_by(engine, tmp_path, max_rejected_fraction=0.0)
+        told.append(caught.value.problems)
+    assert told[0] == told[1]
+    assert told[0][0].code == ("LU-D017" if wrong == "unclosed" else "LU-D110")
+
+
+class NeedsMore(Exception):
+    """Cannot be made of what it was made of."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one} {other}")
+
+
+def raised_by(n: int) -> int:
+    if n == 1:
+        raise KeyError("mine")
+    if n == 2:
+        raise NeedsMore("two", "things")
+    if n == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if n == 4:
+        os._exit(7)
+    return os.getpid()
+
+
+def test_what_goes_wrong_in_a_process(tmp_path: Path, at_once: None) -> None:
+    with engine_for(Prepare(processes=2), tmp_path) as engine:
+        pids = set(engine.map(raised_by, [0] * 20))
+        assert os.getpid() not in pids
+        with pytest.raises(KeyError, match="mine") as mine:
+            list(engine.map(raised_by, [0, 1]))
+        assert "in raised_by" in mine.value.__notes__[0]  # where it was
+        with pytest.raises(RuntimeError, match=r"in raised_by(.|\n)*NeedsMore: two things"):
+            list(engine.map(raised_by, [0, 2]))
+        with pytest.raises(
+            RunError, match=r"LU-U053 prepare: a process that prepared data ended by SIGKILL(.|\n)*fewer"
+        ):
+            list(engine.map(raised_by, [0, 3]))
+        with pytest.raises(RunError, match="ended with exit code 7"):
+            list(engine.map(raised_by, [0, 4]))
+        assert len(set(engine.map(raised_by, [0] * 20)) - {os.getpid()}) in (1, 2)  # others are started
+        assert set(engine.map(raised_by, [0])) == {os.getpid()}  # a block alone is done here
+
+
+def test_blocks_are_taken_few_ahead_and_come_back_in_order(tmp_path: Path, at_once: None) -> None:
+    taken = []
+
+    def blocks() -> Iterator[str]:
+        for n in range(40):
+            taken.append(n)
+            yield str(n)
+
+    with engine_for(Prepare(processes=2), tmp_path) as engine:
+        made = engine.map(int, blocks())
+        assert [next(made) for _ in range(10)] == list(range(10))
+        assert len(taken) <= 10 + 2 * processes.AHEAD
+        del made
+        assert list(engine.map(int, map(str, range(5)))) == list(range(5))  # an earlier map was left
+
+
+def test_work_that_cannot_travel_is_done_here(tmp_path: Path, at_once: None) -> None:
+    with engine_for(Prepare(processes=2), tmp_path) as engine:
+        assert list(engine.map(lambda n: (n, os.getpid()), range(4))) == [(n, os.getpid()) for n in range(4)]
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from luthier.prepare import blocks, prepare, processes
+from luthier.recipe import validate
+from prepare.lines import OneByOne, encode_words
+
+processes.HERE_S, blocks.LEAST_BYTES, blocks.ENOUGH = 0.0, 2000, 10**9
+print("begun")
+
+class Mine(OneByOne):
+    def many(self, conversations):
+        with open("who.txt", "a") as who:
+            who.write(f"{os.getpid()}\\n")
+        return super().many(conversations)
+
+data = {"sources": [{"path": "data.jsonl"}], "split": {"valid_fraction": 0.2}}
+tree = {"name": "e", "data": data, "release": {"rules": [{"metric": "token_f1", "must": "beat_baseline"}]}}
+recipe = validate(tree | {"prepare": {"processes": 2}}, "recipe.yaml", Path())
+encoder = {"own": Mine, "known": OneByOne}[sys.argv[1]](encode_words)
+print(prepare(recipe, Path(), Path("out"), encoder).sides)
+"""
+"""Without `if __name__ == "__main__"`, as people write them."""
+
+
+@pytest.mark.parametrize("encoder", ["own", "known"])
+def test_a_script_without_a_guard_runs_once(tmp_path: Path, encoder: str) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    rows = [json.dumps({"prompt": text, "completion": f"answer {n}"}) for n, text in enumerate(texts(200, 0))]
+    (tmp_path / "data.jsonl").write_text("\n".join(rows) + "\n")
+    paths = os.pathsep.join(map(str, (Path(__file__).parents[1], *sys.path)))
+    run = [sys.executable, "script.py", encoder]
+    done = subprocess.run(run, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("begun") == 1 and "'train'" in done.stdout and done.stderr == ""
+    if encoder == "own":  # which a process cannot have
+        assert len(set((tmp_path / "who.txt").read_text().split())) == 1
+
+
+ENDLESS = """
+import sys, time
+from pathlib import Path
+from luthier import interrupts
+from luthier.prepare import processes
+from luthier.prepare.engine import engine_for
+from luthier.settings import Prepare
+from prepare.test_engine import sleeps
+
+processes.HERE_S = 0.0
+interrupts.install()
+with engine_for(Prepare(processes=2), Path(sys.argv[1])) as engine:
+    list(engine.map(sleeps, [sys.argv[1]] * 9))
+"""
+
+
+def sleeps(folder: str) -> None:
+    (Path(folder) / f"{os.getpid()}.pid").touch()
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_processes(tmp_path: Path, signum: int) -> None:
+    paths = os.pathsep.join(map(str, (Path(__file__).parents[1], *sys.path)))
+    run = [sys.executable, "-c", ENDLESS, str(tmp_path)]
+    asked = subprocess.Popen(run, env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True)
+    while len(pids := [int(path.stem) for path in tmp_path.glob("*.pid")]) < 2:
+        assert asked.poll() is None
+        time.sleep(0.05)
+    asked.send_signal(signum)
+    _, told = asked.communicate(timeout=30)
+    assert asked.returncode == 1 and told.count("Traceback") == 1 and "Interrupted" in told
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert not list(tmp_path.glob(".*")), "blocks are left"
+
+
 # -- on a cluster of two nodes on this machine -----------------------------------------------------------------
 
 
@@ -249,7 +451,7 @@ class SaysWhere:
 def test_a_cluster_makes_the_same_bytes(tmp_path: Path, cluster: str, some_blocks: None) -> None:
     data_in(tmp_path)
     (nodes := tmp_path / "nodes").mkdir()
-    here = made_by({}, tmp_path)
+    here = made_by(HERE, tmp_path)
     assert here == made_by({"engine": "ray", "address": cluster}, tmp_path, SaysWhere(nodes))
     assert len(list(nodes.iterdir())) == 2
     audit = json.loads(here["audit.json"])
@@ -276,7 +478,7 @@ def test_a_worker_that_dies_changes_nothing(tmp_path: Path, cluster: str, some_b
     (once := tmp_path / "driver").write_text(str(os.getpid()))
     killed = made_by({"engine": "ray", "address": cluster}, tmp_path, EndsItsProcess(once))
     assert once.with_suffix(".done").is_file()
-    assert killed == made_by({}, tmp_path)
+    assert killed == made_by(HERE, tmp_path)
 
 
 @pytest.mark.parametrize("wrong", ["nothing to learn", "unclosed"])
@@ -285,7 +487,7 @@ def test_an_error_of_a_block_is_the_same_there(tmp_path: Path, cluster: str, som
     if wrong == "unclosed":
         (data / "b.csv").write_text('text,label\n"never closed,x\n')
     told = []
-    for engine in ({}, {"engine": "ray", "address": cluster}):
+    for engine in (HERE, {"engine": "ray", "address": cluster}):
         with pytest.raises(DataError) as caught:
             made_by(engine, tmp_path, encode_words, bad_rows="strict")
         told.append(caught.value.problems)

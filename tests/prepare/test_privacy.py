@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from luthier.prepare import privacy
@@ -216,3 +216,21 @@ def test_thousands_of_values_in_a_row_take_no_round_each() -> None:
     text = "+49 30 1234567" * 3000
     assert privacy.replaced(text, counted, lambda _: "<P>") == "<P>" * 3000
     assert sum(looked) < 12 * len(text)
+
+
+PIECES = [*"0123456789", *".:-/ ()+x@aF\n\u00a0\u2010", "::", "192.168.", "ssn ", "GB82", "4111", "00", "tel "]
+
+
+@example("467 3395")
+@example("fe80::1:2")
+@given(st.lists(st.sampled_from(PIECES), max_size=40).map("".join))
+def test_what_is_looked_for_first_is_in_whatever_is_found(text: str) -> None:
+    """Texts without it are passed over."""
+    if any(pattern.search(text) for pattern in (privacy.CARD, privacy.SSN, privacy.BARE_SSN, privacy.RUN)):
+        assert privacy.LONG.search(text) and privacy.DIGITS.search(text)
+    if privacy.IBAN.search(text):
+        assert privacy.IBAN_BEGINS.search(text)
+    if privacy.IPV4.search(text):
+        assert privacy.DOTTED.search(text) and privacy.DIGITS.search(text)
+    if privacy.IPV6.search(text):
+        assert text.count(":") > 2

@@ -57,13 +57,13 @@ class Project:
         return ended(process)
 
     def member(self, process: subprocess.Popen[str], workspace: str, rank: int, at: int = 1) -> psutil.Process:
-        """One of the processes that train, once so many steps more are saved."""
+        """One of the processes that train, or the only one, once so many steps more are saved."""
         wanted = (self.steps(workspace) or [0])[-1] + at
         while (self.steps(workspace) or [-1])[-1] < wanted:
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
-        [found] = [p for p in psutil.Process(process.pid).children() if p.environ().get("RANK") == str(rank)]
-        return found
+        command = psutil.Process(process.pid)
+        return next((p for p in command.children() if p.environ().get("RANK") == str(rank)), command)
 
     def run(self, workspace: str) -> Path:
         [found] = (self.folder / workspace).glob("tiny-*")

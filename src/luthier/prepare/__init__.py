@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-from luthier.conversation import SIDES, Conversation
+from luthier.conversation import SIDES, Conversation, line_of
 from luthier.encoded import write_side
 from luthier.errors import DataError, printable
 from luthier.files import sha256_of
@@ -78,15 +78,17 @@ def _prepare(
             audit.notes.append(f"columns kept as tags, not shown to the model: {shown}")
         numbers = _liked(rows, rows.numbers, audit)
         numbers = _dedupe(rows, numbers, labelled, data, audit, engine)
+        all_drawn = bool((rows.side[numbers] <= SIDES.index("train")).all())
         numbers = _split(rows, numbers, recipe, audit, engine)
-        notice(rows, numbers, data.split.near_duplicate_similarity, recipe.model.new_tokens, audit, engine)
+        similarity = 0.0 if all_drawn else data.split.near_duplicate_similarity  # what it draws it keeps apart
+        notice(rows, numbers, similarity, recipe.model.new_tokens, audit, engine)
         long_documents(rows, numbers, encoder.max_tokens, audit)
         looked = Looked(rows, numbers, labelled, recipe.seed, folder, cleaning)
         checked = look(looked, data.checks, audit, cleaning.hiding.text)
         made, records = _augment(rows, numbers, methods, recipe, labelled, encoder, audit, report)
     for side in SIDES:
-        new = [(item.conversation, item.tokens) for item in made] if side == "train" else []
-        encoded = ((rows[i], rows.tokens(i)) for i in rows.on(side, numbers).tolist())
+        new = [(line_of(item.conversation), item.tokens) for item in made] if side == "train" else []
+        encoded = ((rows.line(i), rows.tokens(i)) for i in rows.on(side, numbers).tolist())
         write_side(out, side, chain(encoded, new), encoder)
     assert len(numbers) + len(made) == audit.steps[-1].n_out
     audited = report_of(format, rows, numbers, made, records, checked, audit, hashes, cleaning)

@@ -15,7 +15,10 @@ from luthier.prepare.rows import Row, Warn, lines_of
 from luthier.prepare.sources import DataFile
 from luthier.prepare.tables import whole
 
-BLOCK_BYTES = 16 << 20
+LEAST_BYTES, MOST_BYTES = 4 << 20, 16 << 20
+"""Of a block: enough blocks of few data for all processors, and not too many files of much."""
+ENOUGH = 256
+"""Blocks, where they are between the two."""
 
 
 class Portion(NamedTuple):
@@ -37,42 +40,43 @@ Block = tuple[Portion, ...]
 def blocks_of(files: Sequence[DataFile]) -> Iterator[Block]:
     """All rows of the files, in their order."""
     held, n_bytes = list[Portion](), 0
-    for portion in chain.from_iterable(map(_portions, files)):
+    size = min(max(sum(file.stamp[0] for file in files) // ENOUGH, LEAST_BYTES), MOST_BYTES)
+    for portion in chain.from_iterable(_portions(file, size) for file in files):
         held.append(portion)
         n_bytes += portion.n_bytes
-        if n_bytes >= BLOCK_BYTES:
+        if n_bytes >= size:
             yield tuple(held)
             held, n_bytes = [], 0
     if held:
         yield tuple(held)
 
 
-def _portions(file: DataFile) -> Iterator[Portion]:
+def _portions(file: DataFile, size: int) -> Iterator[Portion]:
     n_bytes = file.stamp[0]
     packed = file.path.suffix.lower() in SUFFIXES
-    if file.kind in CUTS and not packed and n_bytes > BLOCK_BYTES:
-        return CUTS[file.kind](file)
+    if file.kind in CUTS and not packed and n_bytes > size:
+        return CUTS[file.kind](file, size)
     return iter([Portion(file, n_bytes)])
 
 
-def _lines(file: DataFile) -> Iterator[Portion]:
+def _lines(file: DataFile, size: int) -> Iterator[Portion]:
     start = before = 0
     with file.path.open("rb") as stream:
         for line in lines_of(stream):
-            if (n_bytes := line.offset - start) >= BLOCK_BYTES:
+            if (n_bytes := line.offset - start) >= size:
                 yield Portion(file, n_bytes, (start, line.offset, before))
                 start, before = line.offset, line.number - 1
     yield Portion(file, file.stamp[0] - start, (start, None, before))
 
 
-def _row_groups(file: DataFile) -> Iterator[Portion]:
+def _row_groups(file: DataFile, size: int) -> Iterator[Portion]:
     import pyarrow.parquet as pq
 
     with whole("Parquet", file.shown):
         groups = pq.ParquetFile(file.path).metadata
     start = before = n_bytes = n_rows = 0
     for n in range(groups.num_row_groups):
-        if n_bytes >= BLOCK_BYTES:
+        if n_bytes >= size:
             yield Portion(file, n_bytes, (start, n, before))
             start, before, n_bytes = n, n_rows, 0
         n_bytes += groups.row_group(n).total_byte_size
@@ -80,4 +84,4 @@ def _row_groups(file: DataFile) -> Iterator[Portion]:
     yield Portion(file, n_bytes, (start, None, before))
 
 
-CUTS: dict[str, Callable[[DataFile], Iterator[Portion]]] = {"JSON lines": _lines, "Parquet": _row_groups}
+CUTS: dict[str, Callable[[DataFile, int], Iterator[Portion]]] = {"JSON lines": _lines, "Parquet": _row_groups}

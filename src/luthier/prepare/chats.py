@@ -81,8 +81,8 @@ def _turns(value: list[Any], field: str, where: str, warn: Warn) -> Iterator[tup
         if not isinstance(one, dict):
             example = '{"role": ..., "content": ...}'
             raise Fault("LU-D027", place, f"{kind(one)} where a message is expected", example)
-        pair = next((names for names in PAIRS if all(name in one for name in names)), None)
-        if pair and one.get("role") is None and one.get("from") is None:
+        unnamed = one.get("role") is None and one.get("from") is None
+        if unnamed and (pair := next((names for names in PAIRS if all(name in one for name in names)), None)):
             for name in pair:
                 turn = {"role": name, "content": one[name]}
                 yield place, _message(turn, ("role", "content"), f"{place}.{name}", where, warn, name)

@@ -5,7 +5,7 @@
 
 Work is a function of one block that depends on nothing but the block and what it was made with. What is large goes
 from one step to the next as files in the engine's folder, which all nodes of a cluster see as they see the sources;
-what work returns is small. `local` works here, block by block; `ray` is `on_ray.py`.
+what work returns is small. `local` is this machine: `processes.py`; `ray` is `on_ray.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from luthier.machine import processors
+from luthier.prepare.processes import processes
 from luthier.settings.prepare import Prepare
 
 B = TypeVar("B")
@@ -33,14 +35,16 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Local:
+class Here:
+    """Works in this process, block by block."""
+
     folder: Path | None = None
 
     def map(self, work: Callable[[B], R], blocks: Iterable[B]) -> Iterator[R]:
         return map(work, blocks)
 
 
-HERE = Local()
+HERE = Here()
 
 
 @contextmanager
@@ -51,10 +55,13 @@ def engine_for(settings: Prepare, out: Path) -> Iterator[Engine]:
     """
     with tempfile.TemporaryDirectory(prefix=".blocks-", dir=out, ignore_cleanup_errors=True) as made:
         folder = Path(made).resolve()
-        if settings.engine == "local":
-            yield Local(folder)
-            return
-        from luthier.prepare.on_ray import cluster
+        if settings.engine == "ray":
+            from luthier.prepare.on_ray import cluster
 
-        with cluster(settings.address, folder) as engine:
-            yield engine
+            with cluster(settings.address, folder) as engine:
+                yield engine
+        elif (n := settings.processes or processors()) > 1:
+            with processes(folder, n) as engine:
+                yield engine
+        else:
+            yield Here(folder)

@@ -28,7 +28,7 @@ ONE_ANSWER = 0.9
 def notice(
     rows: Rows, numbers: Numbers, similarity: float, new_tokens: Sequence[str], audit: Audit, engine: Engine = HERE
 ) -> None:
-    """Look at all sides and at what lies across them."""
+    """Look at all sides and at what lies across them: at nearly equal prompts too, if `similarity` is above 0."""
     tokens(rows, numbers, new_tokens, audit)
     copies(rows, numbers, audit)
     contradictions(rows, numbers, audit)

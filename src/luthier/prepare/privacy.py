@@ -43,7 +43,7 @@ class Value(NamedTuple):
 def find(text: str) -> list[Value]:
     """All values, in their order; none overlaps another."""
     kept: list[Value] = []
-    for finder in (*OF_WORDS, *(OF_NUMBERS if _has_numbers(text) else ())):  # the surest first
+    for finder in _finders(text):
         for value in finder(text):
             at = bisect(kept, value)
             if (at == 0 or kept[at - 1].end <= value.start) and (at == len(kept) or value.end <= kept[at].start):
@@ -83,9 +83,9 @@ def masked(text: str) -> str:
     return replaced(text, find, lambda value: f"<{value.kind.upper()}>")
 
 
-def counted(text: str) -> Counter[str]:
+def counted(*texts: str) -> Counter[str]:
     """How many values of each kind."""
-    return Counter(value.kind for value in find(text))
+    return Counter(value.kind for text in texts for value in find(text))
 
 
 # -- e-mail and URLs --------------------------------------------------------------------------------------
@@ -188,6 +188,8 @@ def _card_of(text: str, groups: list[tuple[int, int]]) -> str:
 
 
 IBAN = re.compile(rf"(?<![A-Za-z0-9])[A-Za-z]{{2}}[0-9]{{2}}(?:[{SPACE}{HYPHEN}]?[A-Za-z0-9]){{11,32}}")
+IBAN_BEGINS = re.compile(r"[0-9](?<=[A-Za-z]{2}[0-9])[0-9]")
+"""Looked for from its digits: texts are full of letters."""
 IBAN_LENGTHS = {
     code: int(length)
     for length, codes in {
@@ -208,6 +210,8 @@ def mod97(iban: str) -> bool:
 
 
 def _ibans(text: str) -> Iterator[Value]:
+    if not IBAN_BEGINS.search(text):
+        return
     for match in IBAN.finditer(text):
         length = IBAN_LENGTHS.get(match[0][:2].upper(), 99)
         places = [m.start() for m in re.finditer("[A-Za-z0-9]", match[0])][:length]
@@ -221,6 +225,7 @@ def _ibans(text: str) -> Iterator[Value]:
 
 OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 IPV4 = re.compile(rf"(?<![\w.-])(?:{OCTET}\.){{3}}{OCTET}(?![\w-])(?!\.[0-9])")
+DOTTED = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]")
 IPV6 = re.compile(r"(?<![\w:.])(?=[A-Fa-f:]*+[0-9])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){3,7}+(?![\w:])")
 VERSION = re.compile(r"(?:\bv|version|release|build|firmware|update|python|chrome|section|§)[ .:=]*\Z", re.IGNORECASE)
 NOBODY = {"0.0.0.0", "127.0.0.1"}
@@ -232,7 +237,7 @@ BARE_SSN = re.compile(
 
 
 def _ips(text: str) -> Iterator[Value]:
-    for match in IPV4.finditer(text):
+    for match in IPV4.finditer(text) if DOTTED.search(text) else ():
         if (
             match[0] in NOBODY
             or match[0].startswith("255.")
@@ -240,7 +245,7 @@ def _ips(text: str) -> Iterator[Value]:
         ):
             continue
         yield Value(match.start(), match.end(), "ip", match[0])
-    for match in IPV6.finditer(text):
+    for match in IPV6.finditer(text) if text.count(":") > 2 else ():
         try:
             address = ipaddress.IPv6Address(match[0])
         except ValueError:  # a time, or a part of one
@@ -341,12 +346,23 @@ def _is_phone(plus: str, digits: str, said: bool) -> bool:
     return fits and FORM.fullmatch(plus + digits) is not None
 
 
-OF_WORDS = (_keys, _credentials, _emails)
-OF_NUMBERS = (_ibans, _cards, _ips, _ssns, _phones)
-"""In the order in which they are believed: a number that may be a card is a card."""
 DIGITS = re.compile(r"[0-9](?:[^0-9]{0,4}[0-9]){3}")
+LONG = re.compile(rf"[0-9](?:[{SPACE}{HYPHEN}./()]{{0,3}}+[0-9]){{6}}")
+"""Seven digits, parted as those of one number are: cards, social security and telephone numbers have them."""
 
 
-def _has_numbers(text: str) -> bool:
-    """Whether there is what each of these has: four digits close together, or the colons of an IP address."""
-    return DIGITS.search(text) is not None or text.count(":") > 1
+def _finders(text: str) -> Iterator[Callable[[str], Iterator[Value]]]:
+    """Those that may find something, in the order in which they are believed: a number that may be a card is a card.
+
+    Most texts have no number that is long enough, which is seen far sooner than that each of them finds none.
+    """
+    yield from (_keys, _credentials, _emails)
+    if DIGITS.search(text) is None and text.count(":") < 3:  # what each of the others needs
+        return
+    is_long = LONG.search(text) is not None
+    yield _ibans
+    if is_long:
+        yield _cards
+    yield _ips
+    if is_long:
+        yield from (_ssns, _phones)

@@ -6,7 +6,6 @@ Mojibake is known by its look alone, so that the audit says the same whether ftf
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -53,9 +52,8 @@ def personal(conversation: Conversation, policy: Literal["warn", "reject", "allo
     """Warn LU-D044 of personal data, or raise it as a Fault: kinds and counts, no value. Tags are looked at too."""
     if policy == "allow":
         return
-    said = (*conversation.messages, *conversation.rejected)
-    counts = sum((privacy.counted(m.text) for m in said), Counter[str]())
-    counts += sum((privacy.counted(text) for text in texts_in(conversation.tags)), Counter[str]())
+    said = (m.text for m in (*conversation.messages, *conversation.rejected))
+    counts = privacy.counted(*said, *texts_in(conversation.tags))
     if not counts:
         return
     found = "personal data: " + ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))

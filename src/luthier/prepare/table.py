@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.conversation import SIDES, Conversation, Message, Side
+from luthier.conversation import SIDES, Conversation, Message, Side, line_of
 from luthier.encoded import NO_TOKENS, Tokens
 from luthier.similar import normalised
 
@@ -41,12 +41,12 @@ class Piece:
     def __iter__(self) -> Iterator[Conversation]:
         with self.path.open("rb") as file:
             for start, stop in zip(self.starts.tolist(), self.stops.tolist(), strict=True):
-                yield _read(file, start, stop)
+                yield Conversation.model_validate_json(_read(file, start, stop))
 
 
-def _read(file: BinaryIO, start: int, stop: int) -> Conversation:
+def _read(file: BinaryIO, start: int, stop: int) -> bytes:
     file.seek(start)
-    return Conversation.model_validate_json(file.read(stop - start))
+    return file.read(stop - start)
 
 
 class Rows:
@@ -70,8 +70,7 @@ class Rows:
         return rows
 
     def append(self, conversation: Conversation, side: Side | None, tokens: Tokens = NO_TOKENS) -> None:
-        line = conversation.model_dump_json(exclude_defaults=True).encode("utf-8", "surrogatepass")
-        self._written += self._file.write(line + b"\n") + self._file.write(tokens.data)
+        self._written += self._file.write(line_of(conversation)) + self._file.write(tokens.data)
         self._ends.append(self._written)
         self._side.append(SIDES.index(side) if side else NO_SIDE)
         self._tokens.extend((len(tokens), int((tokens & 1).sum())))
@@ -111,6 +110,10 @@ class Rows:
         return len(self._ends)
 
     def __getitem__(self, i: int) -> Conversation:
+        return Conversation.model_validate_json(self.line(i))
+
+    def line(self, i: int) -> bytes:
+        """The conversation as it is written."""
         return _read(self._opened_at(i), *self._line(i))
 
     def tokens(self, i: int) -> Tokens:

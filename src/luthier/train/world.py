@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Protocol, TypeVar
 
@@ -30,6 +31,8 @@ B = TypeVar("B")
 
 BUCKET = 2**25
 """Bytes of gradients that are sent at once."""
+ROLL_CALL = timedelta(seconds=5)
+"""For all that have waited in vain to say so."""
 
 
 class World(Protocol):
@@ -123,18 +126,19 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _telling_who_is_lost(rank: int, size: int) -> Iterator[None]:
-    """The store holds how often each process came by: who is behind when time is over is who hangs."""
-    store = dist.distributed_c10d._get_default_store()
-    store.add(f"luthier/{rank}", 1)
+    """Whoever waits in vain says so in the store, and who does not within ROLL_CALL is named. The store is the first
+    process's: where it does not answer, that one is lost."""
     try:
         yield
-    except (RuntimeError, dist.DistBackendError) as error:
-        try:
-            came = {other: store.add(f"luthier/{other}", 0) for other in range(size)}
-        except (RuntimeError, dist.DistStoreError):  # it was the first one's, who is lost
-            came = {other: 0 if other == 0 else 1 for other in range(size)}
-        behind = [other for other, n in came.items() if n < max(came.values())]
-        named = ", ".join(f"process {other} of {size}" for other in behind) or "another process"
+    except RuntimeError as error:
+        lost = [0]
+        with suppress(RuntimeError):
+            store = dist.distributed_c10d._get_default_store()
+            store.set_timeout(ROLL_CALL)
+            store.set(f"here/{rank}", "")
+            time.sleep(ROLL_CALL.total_seconds())
+            lost = [other for other in range(size) if not store.check([f"here/{other}"])]
+        named = ", ".join(f"process {other} of {size}" for other in lost) or "another process"
         advice = "the same command goes on from the last checkpoint; --max-restarts lets it begin again by itself"
         raise Stopped.of("LU-S005", named, "does not answer any more", advice) from error
 
