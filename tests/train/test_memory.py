@@ -27,6 +27,7 @@ from luthier.train.data import StepData
 from luthier.train.memory import Relief, recompute
 from luthier.train.terms import CrossEntropy
 
+CPU = torch.device("cpu")
 FULL = {"method": "full"}
 
 
@@ -65,13 +66,13 @@ def test_as_many_layers_as_the_free_memory_asks_for(
     chosen = []
     for free in (enough, enough // 10, enough // 20, 0):
         monkeypatch.setattr(memory, "available_bytes", lambda device, free=free: free)
-        recompute(decoder, auto, 2000)
+        recompute(decoder, auto, 2000, CPU)
         chosen.append(decoder.recompute)
     assert chosen[0] == 0 and chosen[-1] == n_layers and chosen == sorted(chosen)
     monkeypatch.setattr(memory, "available_bytes", lambda device: None)  # a device that does not tell
-    recompute(decoder, auto, 2000)
+    recompute(decoder, auto, 2000, CPU)
     assert decoder.recompute == 0
-    assert recompute(decoder, Train(recompute_layers=99), 2000) == "" and decoder.recompute == n_layers
+    assert recompute(decoder, Train(recompute_layers=99), 2000, CPU) == "" and decoder.recompute == n_layers
 
 
 def test_the_plan_counts_what_settings_save(tiny: Path) -> None:
@@ -85,8 +86,8 @@ def test_the_plan_counts_what_settings_save(tiny: Path) -> None:
 def test_layers_that_cannot_be_computed_again_are_said(tiny: Path) -> None:
     decoder = adapted(tiny, Lora(rank=2))
     decoder._layers_name = None  # as of a body whose layers are not one list
-    assert recompute(decoder, Train(recompute_layers=2), 100) == "; 2 layers cannot be computed again"
-    assert recompute(decoder, Train(), 100) == recompute(decoder, Train(recompute_layers=0), 100) == ""
+    assert recompute(decoder, Train(recompute_layers=2), 100, CPU) == "; 2 layers cannot be computed again"
+    assert recompute(decoder, Train(), 100, CPU) == recompute(decoder, Train(recompute_layers=0), 100, CPU) == ""
 
 
 # -- when it runs out --------------------------------------------------------------------------------------------

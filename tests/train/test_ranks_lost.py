@@ -89,6 +89,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """With a run of two processes that nothing disturbs."""
     made = Project(tmp_path_factory.mktemp("ranks"))
     assert made.finish("straight", "--nproc", "2") == (0, "")
+    assert "2 processes, ddp" in (made.run("straight") / "train" / "train.json").read_text()
     return made
 
 

@@ -81,7 +81,7 @@ def train(
         report.say(in_few_bits(model))
     decoder = Decoder(model, products)
     data = read_data(recipe, prepared, tokenizer, share=decoder.shares, world=world)
-    refused = recompute(decoder, settings, data.most_tokens)  # before moments of a checkpoint take memory
+    refused = recompute(decoder, settings, data.most_tokens, device)  # before moments of a checkpoint take memory
     if world.sharded:
         _check_can_be_sharded(recipe)
         shard(decoder, device, (products or pick_dtype(device)) if device.type == "cuda" else None)
@@ -104,7 +104,8 @@ def train(
         progress = from_json(saved) if saved else Progress()
         if saved:
             report.say(f"going on from step {progress.step} of {data.n_steps}")
-        path = f"{ways}{refused}; in {decoder.precision}"
+        together = f"; {world.size} processes, {settings.parallel}" if world.size > 1 else ""
+        path = f"{ways}{refused}; in {decoder.precision}{together}"
         report.say(f"forward path: {path}")
         report.say(f"learning rate: {settings.rate:g}")
         plan = make_plan(recipe, data)

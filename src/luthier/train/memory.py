@@ -27,15 +27,15 @@ USED_SHARE = 0.8
 """Of the memory that is free at load, what a step is planned to take: the allocator needs some between its blocks."""
 
 
-def recompute(decoder: Decoder, settings: Train, n_tokens: int) -> str:
-    """Let layers be computed again: so many, or as many as a batch of `n_tokens` needs in the memory that is free.
+def recompute(decoder: Decoder, settings: Train, n_tokens: int, device: torch.device) -> str:
+    """Let layers be computed again: so many, or as many as a batch of `n_tokens` needs in what is free on `device`.
 
     Returns what is to be said where layers are asked for that cannot be computed again.
     """
     wanted = settings.recompute_layers
     if not decoder.recomputable:
         return f"; {wanted} layers cannot be computed again" if wanted not in ("auto", 0) else ""
-    compute_again(decoder, _as_needed(decoder, settings, n_tokens) if wanted == "auto" else wanted)
+    compute_again(decoder, _as_needed(decoder, settings, n_tokens, device) if wanted == "auto" else wanted)
     return ""
 
 
@@ -45,8 +45,8 @@ def compute_again(decoder: Decoder, n: int) -> None:
         decoder.recompute = min(n, len(decoder.layers()[1]))
 
 
-def _as_needed(decoder: Decoder, settings: Train, n_tokens: int) -> int:
-    free = available_bytes(decoder.device)
+def _as_needed(decoder: Decoder, settings: Train, n_tokens: int, device: torch.device) -> int:
+    free = available_bytes(device)
     if free is None:
         return 0
     n_layers = len(decoder.layers()[1])
