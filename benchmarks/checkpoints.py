@@ -119,7 +119,7 @@ class Training:
     def of(cls, recipe: Recipe, prepared: Path, base: Base) -> Training:
         repeatable()
         decoder = Decoder(adapt(load_model(base), recipe.model.adapt, base, recipe.seed))
-        data = read_data(recipe, prepared, load_tokenizer(base), share=decoder.shares)
+        data = read_data(recipe, prepared, base, load_tokenizer(base), share=decoder.shares)
         return cls(recipe, decoder, data, _copy(decoder))
 
     def run(self, folder: Path, plan: Plan, way: str, every: int) -> Taken:

@@ -65,9 +65,10 @@ from luthier.models import Base, find_base, load_model, load_tokenizer, quiet_tr
 from luthier.settings import Full, Lora, Train
 from luthier.tiny import write_tiny_model
 from luthier.train import repeatable
-from luthier.train.loop import backward, mean_nll
+from luthier.train.loop import backward, nll_sums
 from luthier.train.optim import make_optimizer
 from luthier.train.terms import CrossEntropy
+from luthier.train.world import ALONE
 
 SEED = 7
 METHODS: dict[str, Full | Lora] = {"lora": Lora(rank=8, alpha=16), "full": Full(method="full")}
@@ -105,6 +106,13 @@ class Setting(NamedTuple):
 
 
 # -- ways to train ---------------------------------------------------------------------------------------
+
+
+def mean_nll(decoder: Decoder, batches: Sequence[Batch]) -> float:
+    """Nats per learned token."""
+    found = nll_sums(decoder, ALONE.rounds(batches, lambda: batches[0]))
+    assert found is not None
+    return found[0] / found[1]
 
 
 def open_ways(setting: Setting, method: str, names: Sequence[str]) -> dict[str, Way]:

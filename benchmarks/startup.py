@@ -86,22 +86,22 @@ def begin(**settings):
     wrap(train, "Decoder", "check its forward paths")
     wrap(train, "read_data", "read and encode both sides")
     wrap(trunk, "_way", "check the frozen trunk")
-    wrap(loop, "mean_nll", "validation before the first step")
-    step = timed("first step", loop._step)
+    wrap(loop, "nll_sums", "validation before the first step")
+    step = timed("first step", loop._Steps.__call__)
 
     def ends(valid=None):
         whole = time.time() - float(os.environ["BEGAN"]), time.process_time()
         print(json.dumps({"whole": whole, "spans": spans, "valid": valid}), flush=True)
         os._exit(0)
 
-    def last(*given):
-        step(*given)
-        data = given[4]
+    def last(steps, *given):
+        step(steps, *given)
+        data = steps.data
         ends([sum(b.ids.numel() for b in data.valid()), sum(len(e.ids) for e in data.validation)])
 
-    loop._step = last
+    loop._Steps.__call__ = last
     if os.environ["UNTIL"] == "validation":
-        loop.mean_nll = lambda *given: ends()
+        loop.nll_sums = lambda *given: ends()
     return app(**settings)
 
 import luthier.cli as cli

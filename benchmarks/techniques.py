@@ -270,7 +270,7 @@ def seconds_a_step(bench: Bench, name: str, sized: Mapping[str, tuple[int, int]]
     for technique, (size, _) in sized.items():
         model = adapt(load_model(base), settings_of(technique, size), base, 0)
         decoder = Decoder(model)
-        data = read_data(recipe, prepared, load_tokenizer(base), share=decoder.shares)
+        data = read_data(recipe, prepared, base, load_tokenizer(base), share=decoder.shares)
         data = replace(data, validation=data.validation[:1])  # `fit` validates, outside of what it times
         ways[technique] = decoder, make_optimizer(trainable(model), recipe.train), data, make_plan(recipe, data)
     progress = dict.fromkeys(ways, Progress())

@@ -34,9 +34,10 @@ from luthier.settings import Recipe
 from luthier.starter import write_starter
 from luthier.train import read_data
 from luthier.train.data import StepData
-from luthier.train.loop import backward, mean_nll
+from luthier.train.loop import backward, nll_sums
 from luthier.train.optim import make_optimizer
 from luthier.train.terms import CrossEntropy
+from luthier.train.world import ALONE
 from luthier.trunk import kept_trunk
 
 Way = Callable[[], float]
@@ -104,7 +105,10 @@ def measure(n_steps: int, n_rounds: int, scratch: Path) -> Iterator[str]:
         yield "|---|---|---|---|---|---|---|---|"
         found = [in_turns(decoder, lambda b=b: step(decoder, optimizer, b), bool(i % 2)) for i, b in enumerate(steps)]
         yield line(f"step, {n_steps} of them", found)
-        found = [in_turns(decoder, lambda: mean_nll(decoder, data.valid()), bool(i % 2)) for i in range(n_rounds)]
+        found = [
+            in_turns(decoder, lambda: nll_sums(decoder, ALONE.rounds(data.valid(), data.spare)), bool(i % 2))
+            for i in range(n_rounds)
+        ]
         yield line(f"validation, {n_rounds} of them", found)
 
 

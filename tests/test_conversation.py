@@ -94,7 +94,7 @@ def test_nothing_of_a_conversation_can_be_changed_or_added() -> None:
     with pytest.raises(ValidationError):
         conversation.messages[0].content = "other"  # type: ignore[misc]
     with pytest.raises(ValidationError):
-        Conversation.model_validate({**conversation.model_dump(), "weight": 2})
+        Conversation.model_validate({**conversation.model_dump(), "wight": 2})
     with pytest.raises(ValidationError):
         Message.model_validate({"role": "robot", "content": "x"})
 

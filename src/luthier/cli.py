@@ -18,7 +18,7 @@ import typer
 
 from luthier import __version__, interrupts, machine
 from luthier.errors import LuthierError
-from luthier.launch import Launch, leave
+from luthier.launch import Launch, end_with_parent, leave
 from luthier.launch_options import launched
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ def join(
     """Take part in a training that another machine has begun with the same options; the run's folder is shared."""
     from luthier import lifecycle
 
-    if launch is None:
+    if launch is None or launch.nodes()[1] == 1:
         raise typer.BadParameter("--nnodes and --rdzv-endpoint say which training that is")
     lifecycle.join(target, launch, overrides=tuple(settings or ()), workspace=workspace, report=_reporter(quiet))
 
@@ -287,13 +287,11 @@ def member(folder: Path, quiet: Quietly = False) -> None:
     """One of the processes that train together: started by `launch.launch`."""
     from luthier import lifecycle
 
+    end_with_parent()
     try:
         lifecycle.member(folder, _reporter(quiet))
-    except LuthierError as error:
-        leave(error)
-        raise typer.Exit(error.exit_code) from None
-    except interrupts.Interrupted as error:  # which is said by what has launched this process
-        raise typer.Exit(error.exit_code) from None
+    except (LuthierError, interrupts.Interrupted) as error:
+        raise typer.Exit(leave(error)) from None
     finally:
         interrupts.ignore()
 

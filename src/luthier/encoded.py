@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import struct
 import weakref
@@ -214,9 +215,13 @@ class _Writer:
     @contextmanager
     def of(cls, rows: Path) -> Iterator[_Writer]:
         path = _path(rows)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # several processes may make it
         try:
-            with aside.open("wb") as out, TemporaryFile(dir=path.parent) as index, TemporaryFile() as sources:
+            with (
+                aside.open("wb") as out,
+                TemporaryFile(dir=path.parent) as index,
+                TemporaryFile(dir=path.parent) as sources,
+            ):
                 yield cls(rows, out, index, sources)
                 out.flush()
                 os.fsync(out.fileno())

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -24,7 +25,9 @@ from luthier import recipe as recipes
 from luthier.errors import RunError
 from luthier.files import write_atomically
 from luthier.foresight import can_judge, can_train, check_packages
-from luthier.launch import WAIT_S, Launch, launch
+from luthier.launch import WAIT_S, Launch
+from luthier.launch import check as check_launch
+from luthier.launch import launch as launched
 from luthier.machine import describe, peak_bytes
 from luthier.progress import Quiet, Reporter
 from luthier.records import (
@@ -96,6 +99,8 @@ def run(
     Raises LuthierError of many kinds; whatever was finished stays.
     """
     report = report or Quiet()
+    if launch:
+        check_launch(launch)
     workspace = workspace or workspace_of(target)
     recipe, origin = open_target(target, overrides, report)
     folder = folder_of(recipe, origin, workspace)
@@ -197,11 +202,14 @@ def _train(work: _Work, out: Path) -> dict[str, Any]:
             "origin": str(work.origin.resolve()),
         }
         write_atomically(work.folder / JOB, json.dumps(job).encode())
-        launch(work.launch, _as_member(work.folder, work.report))
-        (work.folder / JOB).unlink()
+        try:
+            launched(work.launch, _as_member(work.folder, work.report))
+        finally:
+            (work.folder / JOB).unlink()
         done = TrainReport.read(out / "train.json")
     else:
-        done = train(work.recipe, work.folder / "prepare", work.base, out, work.report, work.origin)
+        with alone(work.folder, "train."):  # processes whose command was killed may still be at it
+            done = train(work.recipe, work.folder / "prepare", work.base, out, work.report, work.origin)
     return {"steps": done.steps, "best_step": done.best_step, "stopped": done.stopped}
 
 
@@ -223,7 +231,8 @@ def member(folder: Path, report: Reporter) -> None:
     origin = Path(job["origin"])
     recipe = recipes.validate(job["recipe"], str(folder / JOB), origin)
     wait = timedelta(seconds=float(os.environ[WAIT_S]))
-    with joined(Shards if recipe.train.parallel == "fsdp" else Replicas, wait) as world:
+    made = Shards if recipe.train.parallel == "fsdp" else Replicas
+    with joined(made, wait) as world, alone(folder, "train.") if world.rank == 0 else nullcontext():
         train(recipe, folder / "prepare", base_of(recipe, origin), folder / "train", report, origin, world)
 
 
@@ -235,10 +244,16 @@ def join(
     Both see the run's folder under the same path. Raises what `launch` raises.
     """
 
+    check_launch(how)
     recipe, origin = open_target(target, overrides, report)
     folder = folder_of(recipe, origin, workspace or workspace_of(target))
     report.say(f"run: {folder}; waiting for the machine that leads")
-    launch(how, _as_member(folder, report))
+    while not (folder / JOB).is_file():  # it reads the data first
+        if stage_record(folder, "train"):
+            report.say("train: done already")
+            return
+        time.sleep(1)
+    launched(how, _as_member(folder, report))
 
 
 def _evaluate(work: _Work, out: Path) -> dict[str, Any]:

@@ -119,11 +119,11 @@ def keep_recipe(recipe: Recipe, origin: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """One process a run. Raises RunError LU-U003."""
+def alone(folder: Path, what: str = "") -> Iterator[None]:
+    """One process a run, or a part of it. Raises RunError LU-U003."""
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(locked(folder / ".lock", wait=False))
+            held.enter_context(locked(folder / f".{what}lock", wait=False))
         except BlockingIOError:
             found = "another process is working on this run"
             raise RunError.of("LU-U003", str(folder), found, "wait for it, or stop it") from None

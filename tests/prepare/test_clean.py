@@ -370,5 +370,5 @@ def test_calls_their_results_and_rejected_answers_are_redacted_too(tmp_path: Pat
         [conversation] = prepared.all()
         assert conversation.tools or conversation.rejected
         for file in prepared.out.iterdir():
-            assert secret not in file.read_text()
+            assert secret.encode() not in file.read_bytes()
         assert "<EMAIL_" in (prepared.out / "train.jsonl").read_text()

@@ -126,7 +126,10 @@ def find_files(sources: tuple[Source, ...], folder: Path) -> list[DataFile]:
 
 
 def _paths_of(path: Path, source: Source) -> Iterator[tuple[Path, str, Side | None]]:
-    """The file itself; the data files of a folder, each with the side that its name says; a data set's splits."""
+    """The file itself; the data files of a folder, each with the side that its name says; a data set's splits.
+
+    Texts beside files of rows say what these are (a README), and are no data.
+    """
     if source.path.startswith(PREFIX):
         for one, shown, split in hub_files(source.path):
             yield one, shown, source.split or SIDE_NAMES.get(split)
@@ -138,7 +141,8 @@ def _paths_of(path: Path, source: Source) -> Iterator[tuple[Path, str, Side | No
         yield path, shown, source.split
         return
     inside = sorted(p for p in entries if kind_of_name(p.name) and not p.name.startswith("."))
-    for one in inside:
+    rows = [p for p in inside if kind_of_name(p.name) != "text"]
+    for one in rows or inside:
         inner = f"{shown.rstrip('/')}/{printable(one.name, 300)}"
         yield one, inner, source.split or side_of_name(one.name)
     if not inside:

@@ -22,7 +22,7 @@ from luthier.errors import DataError, RecipeError, RunError
 from luthier.files import fresh_folder
 from luthier.joined import adapter_in, add, join, read_adapter
 from luthier.machine import keeping_freed_memory
-from luthier.models import Base, held_in, load_model, load_tokenizer, multiplied_in, pick_device, pick_dtype
+from luthier.models import Base, held_in, load_model, load_tokenizer, max_tokens, multiplied_in, pick_device, pick_dtype
 from luthier.progress import Quiet, Reporter
 from luthier.quantized import in_few_bits, n_weights
 from luthier.rates import suited_rate
@@ -80,7 +80,7 @@ def train(
     if recipe.model.quantize:
         report.say(in_few_bits(model))
     decoder = Decoder(model, products)
-    data = read_data(recipe, prepared, tokenizer, share=decoder.shares, world=world)
+    data = read_data(recipe, prepared, base, tokenizer, share=decoder.shares, world=world)
     refused = recompute(decoder, settings, data.most_tokens, device)  # before moments of a checkpoint take memory
     if world.sharded:
         _check_can_be_sharded(recipe)
@@ -144,9 +144,11 @@ def repeatable() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def read_data(recipe: Recipe, prepared: Path, tokenizer: object, share: bool, world: World = ALONE) -> StepData:
+def read_data(
+    recipe: Recipe, prepared: Path, base: Base, tokenizer: object, share: bool, world: World = ALONE
+) -> StepData:
     """The training and validation sides, encoded. Raises DataError LU-D070 where one is empty."""
-    encoder = Encoder(tokenizer, recipe.data.max_tokens, recipe.model.new_tokens)
+    encoder = Encoder(tokenizer, max_tokens(recipe, base), recipe.model.new_tokens)
     train = read_side(prepared, "train", encoder, left_out(recipe.data.augment))
     settings = recipe.train
     data = StepData(
@@ -183,7 +185,10 @@ def _check_space(parameters: dict[str, nn.Parameter], settings: Train, out: Path
 
 
 def _check_can_be_sharded(recipe: Recipe) -> None:
-    """Raises RecipeError LU-R018 for a technique that looks at whole matrices while it trains."""
+    """Raises RecipeError LU-R018 for what holds or looks at whole matrices."""
+    if recipe.model.quantize:
+        found = "every process would hold the whole of a quantised base"
+        raise RecipeError.of("LU-R018", "train.parallel: fsdp", found, "parallel: ddp, or leave out model.quantize")
     if isinstance(recipe.model.adapt, AdaLora):
         found = "method: adalora weighs the whole of every matrix, and each process holds a part"
         raise RecipeError.of("LU-R018", "train.parallel: fsdp", found, "parallel: ddp, or method: lora")

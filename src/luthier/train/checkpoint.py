@@ -29,7 +29,7 @@ from luthier.errors import Stopped
 from luthier.faults import reach
 from luthier.files import building_of, delete_folder, fresh_folder, sha256_of
 from luthier.machine import available_bytes, processor
-from luthier.train.shards import read, write
+from luthier.train.shards import Unwritten, read, write
 from luthier.train.world import ALONE, World
 
 KEEP_LAST = 2
@@ -65,6 +65,8 @@ class Checkpoints:
         """Raises Stopped LU-S004 where the last one cannot be written."""
         failed = self._settle()
         self._writer.shutdown()
+        if not isinstance(error, Exception):
+            self._world.first(0)  # no process leaves before all is written: the others would be ended
         if failed and (error is None or not isinstance(error, Exception)):  # a signal's end is an end too
             raise self._unwritten(failed)
 
@@ -79,7 +81,12 @@ class Checkpoints:
         _check_alike(self._parameters.values(), step, self._world)
         tensors = {"weights": _detached(self._parameters), "optimizer": _flatten(self._optimizer, self._parameters)}
         if self._world.sharded:
-            self._write_together(step, tensors, progress, best_step)
+            try:
+                self._write_together(step, tensors, progress, best_step)
+            except Unwritten as error:
+                unwritten = self._failed(step, error)
+                if self._n_failed >= MOST_FAILED:
+                    raise self._unwritten(unwritten) from None
             return
         if self._world.rank:  # the first process writes for all
             return
@@ -106,7 +113,7 @@ class Checkpoints:
     def _write_together(
         self, step: int, tensors: Mapping[str, Tensors], progress: dict[str, Any], best_step: int
     ) -> None:
-        """Each process its own part, while training waits. Raises what a disk raises."""
+        """Each process its own part, while training waits. Raises Unwritten, in all of them, where one cannot."""
         with contextlib.ExitStack() as stack:
             folder = self._folder / _name(step)
             building = stack.enter_context(fresh_folder(folder)) if self._world.rank == 0 else building_of(folder)
@@ -114,6 +121,7 @@ class Checkpoints:
             write(tensors, building)
             if self._world.rank == 0:
                 self._vouch(building, progress)
+        self._n_failed = 0
         if self._world.rank == 0:
             self._prune(best_step)
 
@@ -136,12 +144,15 @@ class Checkpoints:
         try:
             writing.result()
         except OSError as error:
-            self._n_failed += 1
-            failed = f"the checkpoint of step {step} could not be written: {error.strerror or error}"
-            self._say(failed)
-            return failed
+            return self._failed(step, error)
         self._n_failed = 0
         return None
+
+    def _failed(self, step: int, error: OSError) -> str:
+        self._n_failed += 1
+        failed = f"the checkpoint of step {step} could not be written: {error.strerror or error}"
+        self._say(failed)
+        return failed
 
     def _unwritten(self, failed: str) -> Stopped:
         whole = [step for step in steps_in(self._folder) if damage(self._folder / _name(step)) is None]
@@ -249,18 +260,17 @@ def environment(n_processes: int) -> dict[str, Any]:
 
 
 def _check_alike(parameters: Iterable[nn.Parameter], step: int, world: World) -> None:
-    """Raises Stopped LU-S006 where another process holds other bits than the first one."""
+    """Raises Stopped LU-S006, in all of them, where a process holds other bits than the first one."""
     if world.size == 1:
         return
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     whole = [p for p in parameters if not isinstance(p, DTensor)]
     bits = sum(int(p.detach().contiguous().view(kinds[p.element_size()]).sum(dtype=torch.int64)) for p in whole)
     own = float(bits % 2**52)  # which a float64 holds exactly
-    if world.first(own) != own:
-        found = (
-            f"process {world.rank} of {world.size} holds other weights than the first one: its memory, or what is sent"
-        )
-        advice = "look at that machine; the same command goes on from the last checkpoint"
+    [n_other] = world.sums(world.first(own) != own)
+    if n_other:
+        found = f"{n_other:.0f} of {world.size} processes hold other weights than the first: bits of one have changed"
+        advice = "look at the machines' memory; the same command goes on from the last checkpoint"
         raise Stopped.of("LU-S006", f"step {step}", found, advice)
 
 

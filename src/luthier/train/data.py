@@ -2,8 +2,8 @@
 
 Each epoch is a permutation of the examples that are met in it, drawn evenly by seed and epoch alone: the size of a step
 cuts it and does not change it. What lies side by side in the data meets in a step as often as chance has it (tested).
-Examples are made when a step asks for them; in memory are 8 bytes of each for the order of an epoch, and 16 more
-where some are met more or less often than once.
+Examples are made when a step asks for them; in memory are up to 16 bytes of each for the orders of two epochs, and
+24 more where some are met more or less often than once.
 """
 
 from __future__ import annotations

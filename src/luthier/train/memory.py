@@ -7,6 +7,7 @@ nothing of this changes what is learned. This module knows nothing of losses or 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -47,6 +48,8 @@ def compute_again(decoder: Decoder, n: int) -> None:
 
 def _as_needed(decoder: Decoder, settings: Train, n_tokens: int, device: torch.device) -> int:
     free = available_bytes(device)
+    if free and device.type == "cpu":  # which the processes of this machine share
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if free is None:
         return 0
     n_layers = len(decoder.layers()[1])

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -93,9 +94,16 @@ def shard(decoder: Decoder, device: torch.device, products: torch.dtype | None) 
 # -- what a checkpoint holds ---------------------------------------------------------------------------------------
 
 
+class Unwritten(OSError):
+    """What all processes are told where the disk of one refuses."""
+
+
 def write(tensors: Mapping[str, Mapping[str, Tensor]], folder: Path) -> None:
-    """Every process's part of each, by its kind and name. Returns when all have written."""
-    save(_keyed(tensors), checkpoint_id=folder)
+    """Every process's part of each, by its kind and name. Returns when all have written. Raises Unwritten."""
+    try:
+        save(_keyed(tensors), checkpoint_id=folder)
+    except CheckpointException as error:
+        raise Unwritten("; ".join(f"process {rank}: {one[0]}" for rank, one in error.failures.items())) from None
 
 
 def read(

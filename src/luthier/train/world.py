@@ -103,13 +103,13 @@ class Replicas(Alone):
         for p in learned:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        with _telling_who_is_lost(self.rank, self.size):
-            for bucket in _buckets([p.grad for p in learned if p.grad is not None]):
-                flat = torch.cat([grad.flatten() for grad in bucket])
+        for bucket in _buckets([p.grad for p in learned if p.grad is not None]):
+            flat = torch.cat([grad.flatten() for grad in bucket])
+            with _telling_who_is_lost(self.rank, self.size):
                 dist.all_reduce(flat)
-                parts = flat.split([grad.numel() for grad in bucket])
-                for grad, part in zip(bucket, parts, strict=True):
-                    grad.copy_(part.view_as(grad))
+            parts = flat.split([grad.numel() for grad in bucket])
+            for grad, part in zip(bucket, parts, strict=True):
+                grad.copy_(part.view_as(grad))
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:

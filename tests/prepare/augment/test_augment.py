@@ -12,6 +12,7 @@ import pytest
 
 from luthier import keys
 from luthier.conversation import Conversation, Message, ToolCall, with_messages
+from luthier.encoded import packed
 from luthier.errors import DataError, ModelError, RecipeError
 from luthier.plugins import AUGMENTATIONS
 from luthier.prepare import language
@@ -93,7 +94,7 @@ def own(tmp_path: Path) -> Path:
 
 
 def fit(conversations: Sequence[Conversation]) -> list[Item | str]:
-    return [Item(c, "train", 3, 1) for c in conversations]
+    return [Item(c, "train", packed([1, 2, 3], [False, False, True])) for c in conversations]
 
 
 def run(
