@@ -105,10 +105,11 @@ def measure(n_steps: int, n_rounds: int, scratch: Path) -> Iterator[str]:
         yield "|---|---|---|---|---|---|---|---|"
         found = [in_turns(decoder, lambda b=b: step(decoder, optimizer, b), bool(i % 2)) for i, b in enumerate(steps)]
         yield line(f"step, {n_steps} of them", found)
-        found = [
-            in_turns(decoder, lambda: nll_sums(decoder, ALONE.rounds(data.valid(), data.spare)), bool(i % 2))
-            for i in range(n_rounds)
-        ]
+
+        def validated() -> object:
+            return nll_sums(decoder, ALONE.rounds(data.valid(), data.spare))
+
+        found = [in_turns(decoder, validated, bool(i % 2)) for i in range(n_rounds)]
         yield line(f"validation, {n_rounds} of them", found)
 
 

@@ -51,7 +51,7 @@ def facts_of(project: Path, *settings: str) -> dict[str, float]:
     run = lifecycle.run(project / "recipe.yaml", overrides=settings, workspace=project / "runs", until="prepare")
     base = base_of(recipe, project)
     tokenizer, prepared = load_tokenizer(base), run.folder / "prepare"
-    data = read_data(recipe, prepared, tokenizer, share=True)
+    data = read_data(recipe, prepared, base, tokenizer, share=True)
     return measure(recipe, prepared, data, Decoder(load_model(base)), tokenizer)
 
 

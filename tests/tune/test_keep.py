@@ -67,12 +67,8 @@ def test_too_few_rows_to_try_keep_nothing_and_nobody_learns_from_them(augmented:
 
 
 def test_who_decides_must_be_there(augmented: Path) -> None:
+    asked = (setting(MORE | {"keep": "if_it_helps"}),)
     with pytest.raises(RunError, match="LU-U045"):
-        lifecycle.run(
-            augmented,
-            overrides=(setting(MORE | {"keep": "if_it_helps"}),),
-            until="train",
-            workspace=augmented.parent / "own",
-        )
+        lifecycle.run(augmented, overrides=asked, until="train", workspace=augmented.parent / "own")
     recipe = recipes.load(augmented, (setting(MORE),))
     assert recipe.data.augment[0].keep == "always"

@@ -94,7 +94,7 @@ def _foretold(
 ) -> tuple[_Machine, dict[str, float], list[Advised]]:
     """What the trial step and the data say, and what follows for each candidate."""
     tokenizer, limits, shaped = load_tokenizer(base), _limits(auto, recipe), _on_shapes(base, recipe)
-    data = read_data(recipe, prepared, tokenizer, share=True)
+    data = read_data(recipe, prepared, base, tokenizer, share=True)
     plan = _Plan.of(data, recipe)
     machine = _Machine.of(base, next(s.how for s in shaped if s.decoder), recipe, plan, limits, out)
     facts = measure(recipe, prepared, data, Decoder(load_model(base)), tokenizer) | limits
