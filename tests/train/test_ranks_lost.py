@@ -17,8 +17,6 @@ import pytest
 from luthier.tiny import write_tiny_model
 from luthier.train.checkpoint import steps_in
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 RECIPE = """
 name: tiny
 seed: 3
@@ -84,61 +82,27 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, said
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """With a run of two processes that nothing disturbs."""
-    made = Project(tmp_path_factory.mktemp("ranks"))
-    assert made.finish("straight", "--nproc", "2") == (0, "")
-    assert "2 processes, ddp" in (made.run("straight") / "train" / "train.json").read_text()
-    return made
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
 
 
-def test_a_signal_to_one_process_lets_all_save_the_same_step(project: Project) -> None:
-    process = project.begin("signal", "--nproc", "2")
+def test_signals_restarts_and_other_machines_change_no_bit(project: Project) -> None:
+    assert project.finish("straight", "--nproc", "2") == (0, "")
+    assert "2 processes, ddp" in (project.run("straight") / "train" / "train.json").read_text()
+
+    process = project.begin("signal", "--nproc", "2")  # to one of them: all save the same step
     project.member(process, "signal", 1, 5).send_signal(signal.SIGTERM)
     code, said = ended(process)
     assert code == 143 and "the same command goes on" in said
     assert project.finish("signal", "--nproc", "2")[0] == 0
     assert project.made("signal") == project.made("straight")
 
-
-def test_a_process_that_dies_ends_the_run(project: Project) -> None:
-    process = project.begin("dies", "--nproc", "2")
-    project.member(process, "dies", 1, 5).kill()
-    started = time.monotonic()
-    code, said = ended(process)
-    assert code == 4 and "LU-S005" in said and "Traceback" not in said
-    assert time.monotonic() - started < 30
-
-
-def test_with_restarts_the_run_goes_on_by_itself_to_the_same_bits(project: Project) -> None:
-    process = project.begin("restarts", "--nproc", "2", "--max-restarts", "1")
+    process = project.begin("restarts", "--nproc", "2", "--max-restarts", "1")  # one of them is killed
     project.member(process, "restarts", 1, 5).kill()
     assert ended(process)[0] == 0
     assert project.made("restarts") == project.made("straight")
 
-
-def test_a_process_that_hangs_is_named(project: Project) -> None:
-    process = project.begin("hangs", "--nproc", "2", "--wait-minutes", "0.1")
-    hung = project.member(process, "hangs", 1, 5)
-    hung.suspend()
-    code, said = ended(process)
-    assert code == 4 and "LU-S005 process 1 of 2: does not answer any more" in said
-    assert not hung.is_running() or hung.status() == psutil.STATUS_ZOMBIE
-
-
-def test_another_number_of_processes_goes_on_with_the_same_examples(project: Project) -> None:
-    dry = ("--set", "model.adapt.dropout=0")  # each process draws its own
-    assert project.finish("alone", *dry)[0] == 0
-    for way, sizes in (("ddp", "124"), ("fsdp", "42")):
-        options = (*dry, "--set", f"train.parallel={way}")
-        for size in sizes:
-            assert project.stopped(way, *options, "--nproc", size, at=5)[0] == 143
-        assert project.finish(way, *options)[0] == 0
-        assert project.curve(way) == pytest.approx(project.curve("alone"), rel=1e-5)
-
-
-def test_two_machines_train_together(project: Project) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -147,3 +111,37 @@ def test_two_machines_train_together(project: Project) -> None:
     joins = project.begin("machines", *options, verb="join")
     assert ended(leads)[0] == 0 and ended(joins)[0] == 0
     assert project.made("machines") == project.made("straight")
+
+
+def test_a_process_that_dies_ends_the_run(project: Project) -> None:
+    process = project.begin("dies", "--nproc", "2")
+    project.member(process, "dies", 1).kill()
+    started = time.monotonic()
+    code, said = ended(process)
+    assert code == 4 and "LU-S005" in said and "Traceback" not in said
+    assert time.monotonic() - started < 30
+
+
+def test_a_process_that_hangs_is_named_and_those_of_a_killed_command_end(project: Project) -> None:
+    process = project.begin("hangs", "--nproc", "2", "--wait-minutes", "0.1")
+    hung = project.member(process, "hangs", 1)
+    hung.suspend()
+    code, said = ended(process)
+    assert code == 4 and "LU-S005 process 1 of 2: does not answer any more" in said
+    assert not hung.is_running() or hung.status() == psutil.STATUS_ZOMBIE
+
+    process = project.begin("hangs", "--nproc", "2")
+    members = [project.member(process, "hangs", rank) for rank in (0, 1)]
+    process.kill()
+    _, alive = psutil.wait_procs(members, timeout=30)
+    assert not alive
+
+
+def test_another_number_of_processes_goes_on_with_the_same_examples(project: Project) -> None:
+    dry = ("--set", "model.adapt.dropout=0")  # each process draws its own
+    assert project.finish("alone", *dry)[0] == 0
+    for way, size in (("ddp", "2"), ("fsdp", "4")):
+        options = (*dry, "--set", f"train.parallel={way}")
+        assert project.stopped(way, *options, "--nproc", size, at=5)[0] == 143
+        assert project.finish(way, *options)[0] == 0
+        assert project.curve(way) == pytest.approx(project.curve("alone"), rel=1e-5)

@@ -1,9 +1,9 @@
 """What processes of a world do that a test has launched: the steps of a training, in float64.
 
-    python together.py TINY OUT WAY [adapt ...]      WAY is ddp or fsdp
+    python together.py TINY OUT
 
-The first process writes OUT/<adapt>-<way>-<size>.pt: the gradient of the first step and the weights after 20, whole.
-The rate is small: at ten times it, rounding grows tenfold a step.
+The first process writes OUT/<adapt>-<way>-<size>.pt, way being ddp or fsdp: the gradient of the first step and the
+weights after 20, whole. The rate is small: at ten times it, rounding grows tenfold a step.
 """
 
 from __future__ import annotations
@@ -82,12 +82,13 @@ def steps(tiny: Path, how: str, world: World) -> dict[str, dict[str, Tensor]]:
     return {"gradient": first.found, "weights": {n: whole(p) for n, p in parameters.items()}, "told": told}
 
 
-def main(tiny: str, out: str, way: str, *adapted: str) -> None:
-    with joined(Shards if way == "fsdp" else Replicas, timedelta(minutes=5)) as world:
-        for how in adapted:
-            found = steps(Path(tiny), how, world)
-            if world.rank == 0:
-                torch.save(found, Path(out) / f"{how}-{way}-{world.size}.pt")
+def main(tiny: str, out: str) -> None:
+    with joined(Replicas, timedelta(minutes=5)) as replicas:
+        for way, world in (("ddp", replicas), ("fsdp", Shards())):
+            for how in ADAPT:
+                found = steps(Path(tiny), how, world)
+                if world.rank == 0:
+                    torch.save(found, Path(out) / f"{how}-{way}-{world.size}.pt")
 
 
 if __name__ == "__main__":
