@@ -272,7 +272,7 @@ def test_an_error_of_a_block_is_the_same_in_a_process(
     told = []
     for engine in (HERE, TWO):
         with pytest.raises(DataError) as caught:
-            made_by(engine, tmp_path, max_rejected_fraction=0.0)
+            made_by(engine, tmp_path, bad_rows="strict")
         told.append(caught.value.problems)
     assert told[0] == told[1]
     assert told[0][0].code == ("LU-D017" if wrong == "unclosed" else "LU-D110")
